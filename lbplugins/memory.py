@@ -101,10 +101,7 @@ class Memory(Balancer):
             return f"no server {str(change.ref)!r} here"
         if moved := differences(seen, change.expect):
             return "changed meanwhile, look again: " + ", ".join(moved)
-        if change.on is OURS:
-            after = replace(seen, ours=change.want)
-        else:
-            after = replace(seen, operator=OPERATOR_AFTER[change.want.serve])
+        after = replace(seen, ours=change.want) if change.on is OURS else replace(seen, operator=OPERATOR_AFTER[change.want.serve])
         after = replace(after, serving=after.ours.serve is FULL and after.operator is READY)
         if after != seen:
             self.box.servers[change.ref] = after
