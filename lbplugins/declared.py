@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import isfinite
 
 from pydantic import BaseModel, ValidationError
@@ -21,8 +22,14 @@ COROUTINES = ("open", "pools", "members", "observe", "apply", "aclose")
 PLAIN = ("lock_path", "traffic")
 STRAY_KEY = "x_no_such_option"
 
-_watching = threading.local()
-_hooked = threading.Lock()
+
+class _Watch(threading.local):
+    """What this thread touches outside the process; None = nobody asks. Its one writer is `_watched`."""
+
+    touched: list[str] | None = None
+
+
+_watch = _Watch()
 
 
 def faults(plugin: object) -> list[str]:
@@ -80,35 +87,32 @@ def _options_faults(plugin: type[Balancer]) -> list[str]:
     except ValidationError as error:
         if any(problem["type"] == "extra_forbidden" and problem["loc"] == (STRAY_KEY,) for problem in error.errors()):
             return []
-    return [
-        f'{plugin.__name__}.Options lets unknown keys pass: give it model_config = ConfigDict(extra="forbid"), so that a typing slip is told'
-    ]
+    return [f'{plugin.__name__}.Options lets unknown keys pass: give it model_config = ConfigDict(extra="forbid"), so that slips are told']
 
 
 @contextmanager
 def _watched() -> Iterator[list[str]]:
-    """Collects what this thread touches outside the process meanwhile."""
-    with _hooked:
-        if not getattr(_note_touch, "installed", False):
-            sys.addaudithook(_note_touch)  # cannot be taken away again, so it is added once and idles
-            _note_touch.installed = True  # type: ignore[attr-defined]
+    _hook_once()
     touched: list[str] = []
-    _watching.touched = touched
+    _watch.touched = touched
     try:
         yield touched
     finally:
-        _watching.touched = None
+        _watch.touched = None
+
+
+@cache
+def _hook_once() -> None:
+    """An audit hook cannot be taken away again; it idles while nobody watches."""
+    sys.addaudithook(_note_touch)
 
 
 def _note_touch(event: str, args: tuple[object, ...]) -> None:
-    touched: list[str] | None = getattr(_watching, "touched", None)
-    if touched is None or not event.startswith(("open", "socket.", "subprocess.", "os.", "_thread.start")):
+    if _watch.touched is None or not event.startswith(("open", "socket.", "subprocess.", "os.", "_thread.start")):
         return
     if event == "open" and str(args[0]).endswith((".py", ".pyc", ".so")):
         return  # an import, not the balancer
-    if event in ("os.listdir", "os.scandir") and not args:
-        return
-    touched.append(f"{event}{tuple(map(str, args))}"[:200])
+    _watch.touched.append(f"{event}{tuple(map(str, args))}"[:200])
 
 
 __all__ = ["API_VERSIONS", "faults", "io_at_construction"]

@@ -1,0 +1,36 @@
+"""Each broken plugin is caught by the kit's test for its fault, and each test of the kit catches one."""
+
+from __future__ import annotations
+
+import pytest
+from broken import CAUGHT_BY, lab_of
+from memory_lab import MemoryLab
+from register_lab import OneRegister, RegisterLab
+
+from lbplugins.memory import Memory
+from lbplugins.testing import BalancerConformance, rules
+
+Caught = (AssertionError, pytest.fail.Exception)
+
+
+@pytest.mark.parametrize(("broken", "rule"), CAUGHT_BY.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_plugin_is_caught_by_the_named_test(broken: type[Memory] | type[OneRegister], rule: str) -> None:
+    lab = lab_of(broken)
+
+    with pytest.raises((*Caught, Exception)) as caught:
+        getattr(BalancerConformance(), rule)(lab)
+
+    assert isinstance(caught.value, Caught), (
+        f"{rule} fell over {broken.__name__} instead of saying what the contract demands: {caught.value!r}"
+    )
+    assert len(str(caught.value)) > 30, "the message says what the contract demands"
+
+
+def test_every_test_of_the_kit_catches_a_broken_plugin() -> None:
+    assert set(rules()) == set(CAUGHT_BY.values())
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_the_plugins_that_the_broken_ones_are_made_from_pass(rule: str) -> None:
+    for good in (MemoryLab(), RegisterLab()):
+        getattr(BalancerConformance(), rule)(good)
