@@ -143,7 +143,7 @@ class Driver:
             if on is OPERATOR:
                 ok = seen.operator is OPERATOR_AFTER[want.serve]
                 return "" if ok else f"asked for {want.serve} on the operator's axis, but observe shows operator {seen.operator}"
-            return "" if alike(seen.ours, want, seen.grain_pct) else f"asked for {want} on our axis, but observe shows {seen.ours}"
+            return "" if alike(seen.ours, want, seen.grain_pct) else f"asked for {say(want)} on our axis, observe shows {say(seen.ours)}"
 
         return (await self.until(ref, lambda picture: shown(picture) or self.lie(ref, picture[ref])))[ref]
 
@@ -167,7 +167,7 @@ class Driver:
         due = expected_truth(seen)
         truth = self.lab.truth(ref)
         if not alike(truth, due, seen.grain_pct):
-            return f"observe shows ours {seen.ours} and operator {seen.operator}, but in truth the server gets {truth}"
+            return f"observe shows ours {say(seen.ours)} and operator {seen.operator}, but in truth the server gets {say(truth)}"
         if seen.serving and due.serve is not FULL:
             return f"`serving` is the balancer's truth: it cannot be True while the server gets {due.serve}"
         return ""
@@ -199,6 +199,11 @@ def alike(got: Setting, want: Setting, grain_pct: int) -> bool:
     if got.serve is not want.serve or want.serve is not FULL:
         return got.serve is want.serve
     return got.weight_pct == want.weight_pct or (want.weight_pct < 100 and abs(got.weight_pct - want.weight_pct) <= grain_pct)
+
+
+def say(setting: Setting) -> str:
+    """`none`, `drain`, `full` or `full at 50 %`, for messages."""
+    return f"full at {setting.weight_pct} %" if setting.serve is FULL and setting.weight_pct != 100 else str(setting.serve)
 
 
 def expected_truth(seen: Seen) -> Setting:
@@ -352,7 +357,7 @@ class BalancerConformance:
                     if seen.operator is not want:
                         return f"the operator made it {want}, but observe shows operator {seen.operator}"
                     if seen.ours != Setting():
-                        return f"what only the operator did is not ours, but observe shows ours {seen.ours}"
+                        return f"what only the operator did is not ours, but observe shows ours {say(seen.ours)}"
                     return driver.lie(ref, seen)
 
                 picture = await driver.until(ref, shown)
@@ -373,7 +378,9 @@ class BalancerConformance:
                 seen = picture[ref]
                 if seen.weight != weight:
                     return f"the operator set weight {weight}, but observe shows weight {seen.weight}"
-                return "" if seen.ours == Setting() else f"an operator's weight is not a cut of ours, but observe shows ours {seen.ours}"
+                return (
+                    "" if seen.ours == Setting() else f"an operator's weight is not a cut of ours, but observe shows ours {say(seen.ours)}"
+                )
 
             await driver.until(ref, shown)
 
@@ -411,7 +418,7 @@ class BalancerConformance:
                 assert out.address == before.address, f"{ref}: an ejection must not change its address: {before.address} -> {out.address}"
                 assert out.operator is READY, f"{ref}: our ejection is on our own axis, but observe shows operator {out.operator}"
                 back = await driver.make(ref, Setting())
-                assert back.ours == Setting(), f"{ref}: after the return nothing of ours is left, but observe shows ours {back.ours}"
+                assert back.ours == Setting(), f"{ref}: after the return nothing of ours is left, but observe shows ours {say(back.ours)}"
                 assert back.weight == before.weight, (
                     f"{ref}: out and back must keep the operator's weight {before.weight}, not {back.weight}"
                 )
@@ -442,7 +449,9 @@ class BalancerConformance:
                 await driver.make(named, want, on)
                 after = await driver.see()
                 for ref in others:
-                    assert lab.truth(ref) == Setting(), f"{ref} was not named, but it now gets {lab.truth(ref)} after {want} for {named}"
+                    assert lab.truth(ref) == Setting(), (
+                        f"{ref} was not named, but it now gets {say(lab.truth(ref))} after {say(want)} for {named}"
+                    )
                     _assert_same(ref, before[ref], after[ref], f"{ref} was not named in the change of {named}")
 
         _run(lab, rule)
@@ -471,7 +480,7 @@ class BalancerConformance:
                 await driver.becomes(ref, Setting(), OPERATOR)
             for serve in (NONE, FULL):
                 seen = await driver.make(ref, Setting(serve), OPERATOR)
-                assert seen.ours == Setting(), f"{ref}: {serve} was asked on the operator's axis, but observe shows ours {seen.ours}"
+                assert seen.ours == Setting(), f"{ref}: {serve} was asked on the operator's axis, but observe shows ours {say(seen.ours)}"
 
         _run(lab, rule)
 
@@ -482,7 +491,7 @@ class BalancerConformance:
             change = await driver.change(ref, Setting(), OURS)
             await driver.apply(change)
             seen = await driver.becomes(ref, Setting(NONE), OPERATOR)
-            assert seen.ours == Setting(), f"{ref}: nothing of ours is left, but observe shows ours {seen.ours}"
+            assert seen.ours == Setting(), f"{ref}: nothing of ours is left, but observe shows ours {say(seen.ours)}"
             await driver.make(ref, Setting(), OPERATOR)
             await driver.make(ref, Setting(NONE))
             await driver.make(ref, Setting(), OPERATOR)  # he is ready already: our ejection stays
@@ -504,7 +513,7 @@ class BalancerConformance:
                 assert seen.weight == before.weight, (
                     f"{ref}: `weight` is the operator's, never our cut: {before.weight} became {seen.weight} at {pct} %"
                 )
-            assert seen.ours == Setting(), f"{ref}: at 100 % nothing of ours is left, but observe shows ours {seen.ours}"
+            assert seen.ours == Setting(), f"{ref}: at 100 % nothing of ours is left, but observe shows ours {say(seen.ours)}"
 
         _run(lab, rule)
 
@@ -515,8 +524,8 @@ class BalancerConformance:
             cut = 50 if before.grain_pct < 100 else 100
             for want in (Setting(FULL, cut), Setting(NONE, cut), Setting(FULL, cut), Setting(NONE), Setting()):
                 seen = await driver.make(ref, want)
-                assert seen.weight == before.weight, f"{ref}: the operator's weight {before.weight} became {seen.weight} after {want}"
-            assert seen.ours == Setting(), f"{ref}: given back whole, but observe shows ours {seen.ours}"
+                assert seen.weight == before.weight, f"{ref}: the operator's weight {before.weight} became {seen.weight} after {say(want)}"
+            assert seen.ours == Setting(), f"{ref}: given back whole, but observe shows ours {say(seen.ours)}"
 
         _run(lab, rule)
 
@@ -534,7 +543,7 @@ class BalancerConformance:
                 await driver.make(ref, want, on)
                 effort = lab.effort()
                 await driver.make(ref, want, on)
-                assert lab.effort() == effort, f"{ref}: {want} was so already; asking again must not tell the balancer (or reload it)"
+                assert lab.effort() == effort, f"{ref}: {say(want)} was so already; asking again must not tell the balancer (or reload it)"
 
         _run(lab, rule)
 
@@ -587,7 +596,7 @@ class BalancerConformance:
                 f"{first}: the operator acted after we looked; apply must look again and refuse"
             )
             seen = await driver.becomes(first, Setting(NONE), OPERATOR)
-            assert seen.ours == Setting(), f"{first}: refused, so nothing of ours, but observe shows ours {seen.ours}"
+            assert seen.ours == Setting(), f"{first}: refused, so nothing of ours, but observe shows ours {say(seen.ours)}"
 
         _run(lab, rule)
 
@@ -625,7 +634,7 @@ class BalancerConformance:
                 refused = await driver.apply(change)
                 if change.expect.writable is not None and want != change.expect.ours:
                     assert refused, f"{ref}: `writable` said {change.expect.writable!r}, so the change had to be refused"
-                assert lab.truth(ref).serve is NONE, f"{ref}: the operator's maintenance was overridden by {want} on our axis"
+                assert lab.truth(ref).serve is NONE, f"{ref}: the operator's maintenance was overridden by {say(want)} on our axis"
             await driver.until(ref, lambda picture: _unless(picture[ref].operator is MAINTENANCE, "the operator's maintenance is gone"))
             lab.meddle(ref, Setting())
             await self._comes_back(driver, ref)
@@ -698,7 +707,7 @@ class BalancerConformance:
             assert set(picture) == set(before), "hostile names must not create servers"
             assert lab.effort() == effort, "nothing but hostile names was asked: the balancer must not be told (or reloaded)"
             for server in (ref, other):
-                assert lab.truth(server) == Setting(), f"{server}: only hostile names were asked, but it now gets {lab.truth(server)}"
+                assert lab.truth(server) == Setting(), f"{server}: only hostile names were asked, but it now gets {say(lab.truth(server))}"
                 _assert_at_rest(driver, server, picture[server])
 
         _run(lab, rule)
@@ -758,7 +767,7 @@ class BalancerConformance:
                 told = await _cancelled("apply", lab, driver.plugin.apply([change]), turn)
                 await _converges(driver, ref, want)
                 for other in lab.refs[1:]:
-                    assert lab.truth(other) == Setting(), f"{other} was not named, but a cancelled apply left it at {lab.truth(other)}"
+                    assert lab.truth(other) == Setting(), f"{other} was not named, but a cancelled apply left it at {say(lab.truth(other))}"
                 if not looked and not told:
                     return
 
@@ -776,10 +785,10 @@ class BalancerConformance:
             async with opened(lab, notes) as later:
                 seen = (await later.see())[ref]
                 assert seen.ours.serve is NONE, (
-                    f"{ref}: it is out by us and we restarted, but observe with our note shows ours {seen.ours}: nobody would bring it back"
+                    f"{ref}: out by us, then we restarted; observe with our note shows ours {say(seen.ours)}: nobody would bring it back"
                 )
                 back = await later.make(ref, Setting())
-                assert back.ours == Setting(), f"{ref}: given back, but observe shows ours {back.ours}"
+                assert back.ours == Setting(), f"{ref}: given back, but observe shows ours {say(back.ours)}"
                 assert back.weight == before.weight, f"{ref}: the operator's weight {before.weight} became {back.weight} over our restart"
 
         _run_bare(rule)
@@ -796,7 +805,7 @@ class BalancerConformance:
             async with opened(lab, notes) as second:
                 seen = (await second.see())[ref]
                 assert alike(seen.ours, Setting(FULL, 50), seen.grain_pct) and seen.ours != Setting(), (
-                    f"{ref}: our cut to 50 % is in force, but after our restart observe shows ours {seen.ours}"
+                    f"{ref}: our cut to 50 % is in force, but after our restart observe shows ours {say(seen.ours)}"
                 )
                 assert seen.weight == before.weight, (
                     f"{ref}: the operator's weight is {before.weight}; our cut made observe show {seen.weight}"
@@ -807,7 +816,7 @@ class BalancerConformance:
             async with opened(lab, notes) as third:
                 back = await third.make(ref, Setting())
                 assert back.weight == before.weight, f"{ref}: the operator's weight {before.weight} became {back.weight} over two restarts"
-                assert back.ours == Setting(), f"{ref}: given back, but observe shows ours {back.ours}"
+                assert back.ours == Setting(), f"{ref}: given back, but observe shows ours {say(back.ours)}"
 
         _run_bare(rule)
 
@@ -817,7 +826,7 @@ class BalancerConformance:
             steps = [Setting(FULL, 50)] if (await driver.see())[ref].grain_pct < 100 else []
             for step in (*steps, Setting(NONE)):
                 seen = await driver.make(ref, step)
-                assert seen.ours != Setting(), f"{ref}: {step} is still in force, but observe shows nothing of ours"
+                assert seen.ours != Setting(), f"{ref}: {say(step)} is still in force, but observe shows nothing of ours"
             lab.meddle(ref, Setting(NONE))
             await driver.until(ref, lambda picture: _unless(picture[ref].operator is MAINTENANCE, "the operator's maintenance is not seen"))
             lab.meddle(ref, Setting())
@@ -907,11 +916,11 @@ def _assert_well_formed(ref: Ref, seen: Seen) -> None:
 
 def _assert_at_rest(driver: Driver, ref: Ref, seen: Seen) -> None:
     assert seen.ours == Setting() and seen.operator is READY, (
-        f"{ref}: nobody has acted, but observe shows ours {seen.ours}, operator {seen.operator}"
+        f"{ref}: nobody has acted, but observe shows ours {say(seen.ours)}, operator {seen.operator}"
     )
     assert seen.serving is not False, f"{ref}: a server of a new lab serves, but observe shows serving {seen.serving}"
     assert seen.writable is None, f"{ref}: a server of a new lab can be written, but `writable` says {seen.writable!r}"
-    assert driver.lab.truth(ref) == Setting(), f"{ref}: in a new lab every server gets FULL at 100, not {driver.lab.truth(ref)}"
+    assert driver.lab.truth(ref) == Setting(), f"{ref}: in a new lab every server gets full, not {say(driver.lab.truth(ref))}"
 
 
 def _assert_same(ref: Ref, before: Seen, after: Seen, rule: str) -> None:
@@ -970,7 +979,7 @@ async def _converges(driver: Driver, ref: Ref, want: Setting) -> None:
         is_last = tries >= 5 and loop.time() - started >= driver.lab.recover_s
         seen = (await driver.see())[ref]
         is_so = alike(seen.ours, want, seen.grain_pct)
-        problem = driver.lie(ref, seen) or ("" if is_so else f"observe shows ours {seen.ours}, not {want}")
+        problem = driver.lie(ref, seen) or ("" if is_so else f"observe shows ours {say(seen.ours)}, not {say(want)}")
         if not problem:
             return
         if not is_so and (refused := await driver.apply(await driver.change(ref, want))):

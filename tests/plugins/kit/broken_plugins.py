@@ -79,10 +79,8 @@ class SeesFalseWeight(Memory):
     """Its weight_pct is a share, 0 to 1."""
 
     async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
-        return {
-            ref: replace(seen, ours=replace(seen.ours, weight_pct=seen.ours.weight_pct // 100))
-            for ref, seen in (await super().observe(pools, notes)).items()
-        }
+        picture = await super().observe(pools, notes)
+        return {ref: replace(seen, ours=replace(seen.ours, weight_pct=seen.ours.weight_pct // 100)) for ref, seen in picture.items()}
 
 
 class AllPools(Memory):
@@ -313,11 +311,11 @@ class WritesThenCompares(Memory):
 class ComparesWithItsMemory(Memory):
     """Compares with its own last look, not with the balancer."""
 
-    last: Picture = {}
+    last: Picture
 
     async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
-        self.last = {**self.last, **await super().observe(pools, notes)}
-        return self.last if pools else {}
+        self.last = await super().observe(pools, notes)
+        return self.last
 
     def _tell(self, change: Change) -> str:
         if change.ref in self.box.servers and self.last.get(change.ref) == change.expect:
@@ -487,10 +485,17 @@ class ForgetsItsEjection(Memory):
 
 
 class ForgetsNote(OneRegister):
-    """Takes the weight that it cut before its restart for the operator's."""
+    """Remembers by itself, and so takes the weight that it cut before its restart for the operator's."""
+
+    async def open(self) -> None:
+        self.own: dict[Ref, str] = {}
 
     async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
-        return await super().observe(pools, {})
+        return await super().observe(pools, self.own)
+
+    async def apply(self, changes: Sequence[Change]) -> Sequence[Refusal]:
+        self.own |= {change.ref: change.note for change in changes}
+        return await super().apply(changes)
 
 
 class ClaimsFull(Memory):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broken import CAUGHT_BY, lab_of
+from broken_plugins import CAUGHT_BY, lab_of
 from memory_lab import MemoryLab
 from register_lab import OneRegister, RegisterLab
 
@@ -11,18 +11,16 @@ from lbplugins.memory import Memory
 from lbplugins.testing import BalancerConformance, rules
 
 Caught = (AssertionError, pytest.fail.Exception)
+"""How the kit speaks; any other exception means that it fell over the fault instead of naming it."""
 
 
 @pytest.mark.parametrize(("broken", "rule"), CAUGHT_BY.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_a_broken_plugin_is_caught_by_the_named_test(broken: type[Memory] | type[OneRegister], rule: str) -> None:
     lab = lab_of(broken)
 
-    with pytest.raises((*Caught, Exception)) as caught:
+    with pytest.raises(Caught) as caught:
         getattr(BalancerConformance(), rule)(lab)
 
-    assert isinstance(caught.value, Caught), (
-        f"{rule} fell over {broken.__name__} instead of saying what the contract demands: {caught.value!r}"
-    )
     assert len(str(caught.value)) > 30, "the message says what the contract demands"
 
 
