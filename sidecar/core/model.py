@@ -92,6 +92,7 @@ class HoldName(StrEnum):
     FLAPPING = "flapping"
     NOT_WRITABLE = "not_writable"
     NOT_IN_POOL = "not_in_pool"
+    SINGLE = "single"
     BALANCER_LOST = "balancer_lost"
     STANDBY = "standby"
     UNSETTLED = "unsettled"
@@ -306,9 +307,7 @@ class Tick:
     at: float
 
 
-Fact = (
-    Probed | Nudged | Discovered | Pictured | Journaled | Applied | Configured | Commanded | SelfChecked | Resumed | Adopted | Tick
-)
+Fact = Probed | Nudged | Discovered | Pictured | Journaled | Applied | Configured | Commanded | SelfChecked | Resumed | Adopted | Tick
 
 
 # ---- what we hold, decide and ask ----
@@ -330,7 +329,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """We have taken an instance out. `repeat`: how many times in a row, 0 first; `until`: no return before (hold-down)."""
+    """We have taken an instance out. `repeat`: how many times in a row, 0 first; `until`: no return before (hold-down).
+
+    `enforced` False = observe mode, nothing was written. `returning`: the return is journaled, but not yet seen on every balancer.
+    """
 
     instance: Instance
     at: float
@@ -339,9 +341,10 @@ class Ejection:
     strength: Strength = Strength.HARD
     repeat: int = 0
     until: float = 0.0
-    witness: str = ""
+    witnesses: tuple[Instance, ...] = ()
     enforced: bool = True
     in_flight: InFlight = InFlight.KEEP
+    returning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +381,7 @@ class Learned:
 
 
 class Act(StrEnum):
-    """What an intent is for."""
+    """What an intent is for. After RETURN the servers are still ours until FORGET says that none of our act is left on a balancer."""
 
     EJECT = "eject"
     RETURN = "return"
@@ -459,5 +462,3 @@ class Decision:
     asks: tuple[Ask, ...] = ()
     events: tuple[Event, ...] = ()
     wake_at: float = float("inf")
-
-

@@ -1,0 +1,421 @@
+"""The page to read first: from what is known to what should be done, and why.
+
+    verdicts -> who should go, who may come back -> guards hold some -> intents (to be journaled first)
+    intents in force against the balancers' pictures -> changes (`plan`)
+
+Pure: the same world, policy and `now` give the same Decision. The shell journals the intents, feeds `Journaled` back, and sends the changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lbplugins.values import InFlight, Operator, Serve
+from sidecar.core import guard, pace, story
+from sidecar.core.model import (
+    Act,
+    Ask,
+    Commanded,
+    Decision,
+    Ejection,
+    Event,
+    Evidence,
+    Freeze,
+    Hold,
+    HoldName,
+    Instance,
+    Intent,
+    Judgement,
+    Override,
+    Reason,
+    Result,
+    Strength,
+    Target,
+    Verb,
+)
+from sidecar.core.plan import plan
+from sidecar.core.policy import Mode, Policy, Rules, ServicePolicy
+from sidecar.core.streak import Streak
+from sidecar.core.world import InstanceState, ServiceState, World
+
+TELL_HOLD_AFTER_S = 0.4
+"""A hold shorter than this (a witness being asked, a token coming in) is no news."""
+CALM_WAKE_S, ALERT_WAKE_S = 1.0, 0.1
+
+
+def decide(world: World, policy: Policy, now: float, services: Iterable[str] | None = None) -> Decision:
+    """What follows from the world now. `services`: only those that facts have touched; None = all."""
+    touched = [n for n in (policy.services if services is None else dict.fromkeys(services)) if n in world.services]
+    turn = _Turn(world, now)
+    for command in world.commands:
+        turn.obey(command)
+    turn.expire()
+    for name in touched:
+        turn.judge(world.services[name], policy.services[name])
+    changes, plan_holds = plan(world, policy, now)
+    turn.holds += plan_holds
+    turn.tell_holds(touched)
+    return Decision(
+        now,
+        tuple(turn.intents),
+        changes,
+        tuple(turn.holds),
+        tuple(turn.asks.values()),
+        (*world.events, *turn.events),
+        now + (ALERT_WAKE_S if any(world.services[n].alert for n in world.services) else CALM_WAKE_S),
+    )
+
+
+class _Turn:
+    """One decision being made. Collects; never changes the world."""
+
+    def __init__(self, world: World, now: float) -> None:
+        self.world, self.now = world, now
+        self.intents: list[Intent] = []
+        self.holds: list[Hold] = []
+        self.events: list[Event] = []
+        self.asks: dict[Target, Ask] = {}
+
+    # ---- one service ----
+
+    def judge(self, service: ServiceState, policy: ServicePolicy) -> None:
+        for state in service.instances.values():
+            self._news(state, policy)
+            self._close(state)
+        self._return(service, policy)
+        self._eject(service, policy)
+        self._fail_open(service, policy)
+        for ask in pace.asks(self.world, pace.unscheduled(self.world, service.name), self.now):
+            self.asks.setdefault(ask.target, ask)
+
+    def _news(self, state: InstanceState, policy: ServicePolicy) -> None:
+        """Tell a change of judgement that is not an ejection or return."""
+        judgement = guard.judge(state, policy)
+        if judgement is state.told or judgement is Judgement.EJECTED or state.proposed is not None:
+            return
+        if judgement is Judgement.SUSPECT:
+            self._ask_witnesses(state, next(c for c in state.checks.values() if c.bad_run or c.failed))
+        sentence = story.judged(state, judgement, policy)
+        self.events.append(Event(judgement.value, self.now, "sidecar", sentence, policy.name, state.instance))
+
+    def _close(self, state: InstanceState) -> None:
+        """Let go of what is undone on every balancer, or was taken out of our hands."""
+        ejection = state.ejection
+        if state.proposed is not None:
+            return
+        if state.overruled and ejection is not None and not ejection.returning:
+            until = self.now + self.world.policy.services[state.instance.service].rules.hands_off_s
+            why = f"{state.overruled} against our ejection: hands off for {(until - self.now) / 60:.0f} min"
+            self._intend(Act.HANDS_OFF, "outside", why, state, until=until)
+            self._say("operator", "outside", f"{state.instance}: {why}", state)
+        elif state.overruled:
+            for override in state.overrides.values():
+                self._intend(Act.CLEAR, "outside", state.overruled, state, override=override)
+        elif state.new_life:
+            self._intend(Act.FORGET, "outside", "an operator's maintenance ended: a new life", state)
+        elif ejection is not None:
+            if not ejection.enforced and ejection.returning:
+                self._intend(Act.FORGET, "sidecar", "observed only", state)
+            elif ejection.enforced and self._nothing_left(state, ejection):
+                self._intend(Act.FORGET, "sidecar", "nothing of ours is left on any balancer", state)
+
+    def _nothing_left(self, state: InstanceState, ejection: Ejection) -> bool:
+        pictures = [self.world.seen(server) for server in state.servers]
+        fresh = [self.world.balancers[s.balancer] for s in state.servers]
+        if not self.world.policy.services[state.instance.service].pools:
+            return ejection.returning
+        if not any(pictures):
+            return not state.sources or ejection.returning
+        return (
+            ejection.returning
+            and all(b.seen_at > state.returned_at and not b.error for b in fresh)
+            and all(p is None or p.ours.serve is Serve.FULL for p in pictures)
+        )
+
+    # ---- out ----
+
+    def _eject(self, service: ServiceState, policy: ServicePolicy) -> None:
+        among = guard.groups(self.world, service)
+        spent = 0.0
+        for state, check in _accused(service, policy):
+            strength = Strength.HARD
+            holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, spent=spent)
+            if any(h.name is HoldName.NO_WITNESS for h in holds):
+                self._ask_witnesses(state, check)
+            if holds:
+                self.holds += holds
+                continue
+            self._propose_ejection(service, policy, state, check, strength)
+            spent += 1.0
+            among = [_without(group, state.instance) for group in among]
+
+    def _propose_ejection(
+        self, service: ServiceState, policy: ServicePolicy, state: InstanceState, check: Streak, strength: Strength
+    ) -> None:
+        enforced = self._enforced(state, policy, check.rule)
+        repeat = _repeat(state, policy.rules, self.now)
+        evidence = _evidence(state, check, strength)
+        seen_by = guard.witnesses(self.world, state.instance, check)
+        ejection = Ejection(
+            state.instance,
+            self.now,
+            f"rule:{check.rule}",
+            story.cause(check),
+            strength,
+            repeat,
+            self.now + _hold_down(repeat, strength, policy.rules),
+            seen_by,
+            enforced,
+            InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP,
+        )
+        sentence = story.ejected(state, ejection, guard.groups(self.world, service)[0], policy)
+        self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection)
+        holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name),)
+        self.holds += holds
+        event = Event("ejected", self.now, ejection.rule, sentence, policy.name, state.instance, (evidence,), holds, enforced)
+        self.events.append(event)
+
+    def _ask_witnesses(self, state: InstanceState, check: Streak) -> None:
+        """Ask up to three others the same question at once, those first that are not known to be bad."""
+        spec = next(key for key, c in state.checks.items() if c is check)
+        plan_of = next(p for p in self.world.policy.services[state.instance.service].probes if p.key == spec)
+        since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
+        asked = 0
+        for peer in pace.peers(self.world, state.instance):
+            address = peer.instance.address if plan_of.port is None else peer.instance.address._replace(port=plan_of.port)
+            target = self.world.targets.get(Target(address, spec))
+            if target is None or guard.is_out(peer):
+                continue
+            if target.newest is not Result.OK and target.newest_started >= since:
+                continue
+            if (ask := pace.at_once(self.world, target.target, self.now)) is not None and target.newest_started < since:
+                self.asks[ask.target] = ask
+            asked += 1
+            if asked == self.world.policy.pace.witnesses_asked:
+                return
+
+    # ---- and back ----
+
+    def _return(self, service: ServiceState, policy: ServicePolicy) -> None:
+        for state in _by_time_out(service):
+            ejection = state.ejection
+            if ejection is None or ejection.returning or state.proposed is not None or state.overruled or state.new_life:
+                continue
+            if self._witness_lost(ejection, policy):
+                self._propose_return(
+                    state, policy, "rule:witness_lost", "every witness of its ejection failed as well: it is not the instance"
+                )
+                continue
+            if not guard.has_risen(state, policy):
+                continue
+            holds = guard.against_return(self.world, service, state, self.now)
+            self.holds += holds
+            if not holds:
+                self._propose_return(state, policy, "rule:rise", story.recovered(state, policy))
+
+    def _witness_lost(self, ejection: Ejection, policy: ServicePolicy) -> bool:
+        """Soon after an ejection all who testified fail too."""
+        if not ejection.witnesses or not ejection.rule.startswith("rule:") or self.now - ejection.at > policy.rules.undo_s:
+            return False
+        states = [self.world.state_of(witness) for witness in ejection.witnesses]
+        return all(s is not None and any(c.bad_run >= 2 or c.failed for c in s.checks.values()) for s in states)
+
+    def _fail_open(self, service: ServiceState, policy: ServicePolicy) -> None:
+        """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""
+        whole = guard.groups(self.world, service)[0]
+        n = len(whole.counted)
+        if not n or len(whole.sound) >= policy.guards.panic_below * n or self.world.freeze_of(service.name, self.now):
+            return
+        serving = [s for i, s in service.instances.items() if i in whole.counted - whole.used]
+        nothing_else = all(guard.failed_check(s, policy) is not None for s in serving)
+        for state in _by_time_out(service):
+            ejection = state.ejection
+            if ejection is None or ejection.returning or state.proposed is not None or self._already(state):
+                continue
+            if ejection.strength is Strength.HARD and not nothing_else:
+                continue
+            why = f"failing open: {len(whole.sound)} of {n} of {service.name} are healthy and in rotation"
+            self._propose_return(state, policy, "rule:panic", why)
+
+    def _propose_return(self, state: InstanceState, policy: ServicePolicy, by: str, why: str) -> None:
+        assert state.ejection is not None, "only what is out can come back"
+        sentence = story.returned(state, why, self.now)
+        self._intend(Act.RETURN, by, sentence, state, ejection=state.ejection)
+        enforced = state.ejection.enforced
+        self.events.append(Event("returned", self.now, by, sentence, policy.name, state.instance, enforced=enforced))
+
+    # ---- operators ----
+
+    def obey(self, command: Commanded) -> None:
+        """Turn a command into intents, or into a hold that says why not."""
+        refusal = guard.against_command(self.world, command, self.now)
+        if refusal is not None:
+            self.holds.append(refusal)
+            self.events.append(
+                Event("refused", self.now, command.actor, f"{command.state} of {command.instance} refused: {refusal.why}", command.service)
+            )
+            return
+        match command.verb:
+            case Verb.OVERRIDE:
+                self._override(command)
+            case Verb.CLEAR:
+                state = self.world.state_of(command.instance) if command.instance else None
+                override = state.overrides.get(command.owner) if state else None
+                if state is not None and override is not None:
+                    self._intend(Act.CLEAR, command.actor, command.reason or "cleared", state, override=override)
+                    self._say("operator", command.actor, f"{state.instance}: {override.state} of {command.owner} cleared", state)
+            case Verb.FREEZE | Verb.UNFREEZE:
+                self._freeze(command, Act.FREEZE if command.verb is Verb.FREEZE else Act.UNFREEZE)
+            case Verb.RELEASE:
+                self._freeze(command, Act.FREEZE)
+                for state in self._states(command.service):
+                    if state.ejection is not None and not state.ejection.returning:
+                        policy = self.world.policy.services[state.instance.service]
+                        self._propose_return(state, policy, command.actor, f"released by {command.actor}")
+            case Verb.ADOPT:
+                self._adopt(command)
+
+    def _override(self, command: Commanded) -> None:
+        state = self.world.state_of(command.instance) if command.instance else None
+        if state is None:
+            return
+        until = f" for {command.until - self.now:.0f} s" if command.until is not None else ""
+        reason = f": {command.reason}" if command.reason else ""
+        if command.state is Operator.READY:
+            if (mine := state.overrides.get(command.owner)) is not None:
+                self._intend(Act.CLEAR, command.actor, "made ready", state, override=mine)
+            if state.ejection is not None or command.until is not None:
+                hands_off = command.until or self.now + self.world.policy.services[state.instance.service].rules.hands_off_s
+                self._intend(Act.HANDS_OFF, command.actor, command.reason or "made ready", state, until=hands_off)
+            self._say("operator", command.actor, f"{state.instance} made ready by {command.actor}{until}{reason}", state)
+            return
+        override = Override(state.instance, command.owner, command.state, command.actor, self.now, command.until, command.reason)
+        self._intend(Act.OVERRIDE, command.actor, command.reason or command.state.value, state, override=override)
+        self._say("operator", command.actor, f"{state.instance} put in {command.state} by {command.actor}{until}{reason}", state)
+
+    def _freeze(self, command: Commanded, act: Act) -> None:
+        freeze = Freeze(command.service, command.actor, self.now, command.until, command.reason)
+        self.intents.append(Intent(act, self.now, command.actor, command.reason or act.value, freeze=freeze))
+        word = "frozen" if act is Act.FREEZE else "unfrozen"
+        reason = f": {command.reason}" if command.reason else ""
+        sentence = f"{command.service or 'everything'} {word} by {command.actor}{reason}"
+        self.events.append(Event("operator", self.now, command.actor, sentence, command.service))
+
+    def _adopt(self, command: Commanded) -> None:
+        """Make orphans ours, so that they come back by the ordinary way once they answer well."""
+        for state in self._states(command.service):
+            if command.instance not in (None, state.instance) or state.ejection is not None:
+                continue
+            if any((seen := self.world.seen(s)) is not None and seen.ours.serve is Serve.NONE for s in state.servers):
+                ejection = Ejection(state.instance, self.now, command.actor, f"adopted by {command.actor}", Strength.HARD)
+                self._intend(Act.EJECT, command.actor, "adopted", state, ejection=ejection)
+                sentence = f"{state.instance} was out by nobody we know; adopted by {command.actor}"
+                self.events.append(Event("ejected", self.now, command.actor, sentence, command.service, state.instance))
+
+    def expire(self) -> None:
+        """End what was given an end."""
+        for state in [s for s in self._states("") if s.proposed is None]:
+            for override in state.overrides.values():
+                if override.until is not None and self.now >= override.until:
+                    self._intend(Act.CLEAR, "sidecar", "its time is over", state, override=override)
+                    self._say("operator", "sidecar", f"{state.instance}: {override.state} of {override.owner} is over", state)
+        for freeze in self.world.freezes.values():
+            if freeze.until is not None and self.now >= freeze.until:
+                self.intents.append(Intent(Act.UNFREEZE, self.now, "sidecar", "its time is over", freeze=freeze))
+
+    # ---- telling ----
+
+    def tell_holds(self, touched: list[str]) -> None:
+        """One event for each episode of each hold that keeps something from happening, whoever it concerns."""
+        for name in touched:
+            service, policy = self.world.services[name], self.world.policy.services[name]
+            mine = [h for h in self.holds if h.service == name]
+            for hold_name in dict.fromkeys(h.name for h in mine):
+                since = service.held_since.get(hold_name)
+                if hold_name in service.held_told or since is None or self.now - since < TELL_HOLD_AFTER_S or hold_name in _QUIET:
+                    continue
+                those = tuple(h for h in mine if h.name is hold_name)
+                kind = "pool_event" if hold_name is HoldName.NO_WITNESS else "held"
+                sentence = story.held(service, policy, hold_name, those)
+                self.events.append(Event(kind, self.now, f"hold:{hold_name}", sentence, name, holds=those))
+
+    # ---- small change ----
+
+    def _intend(
+        self,
+        act: Act,
+        by: str,
+        why: str,
+        state: InstanceState,
+        *,
+        ejection: Ejection | None = None,
+        override: Override | None = None,
+        until: float | None = None,
+    ) -> None:
+        notes = tuple((s, seen.note) for s in state.servers if (seen := self.world.seen(s)) is not None and seen.note)
+        self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, until=until, notes=notes))
+
+    def _say(self, kind: str, by: str, sentence: str, state: InstanceState) -> None:
+        self.events.append(Event(kind, self.now, by, sentence, state.instance.service, state.instance))
+
+    def _already(self, state: InstanceState) -> bool:
+        return any(i.instance == state.instance for i in self.intents)
+
+    def _states(self, service: str) -> list[InstanceState]:
+        names = [service] if service else list(self.world.services)
+        return [state for name in names if name in self.world.services for state in self.world.services[name].instances.values()]
+
+    def _enforced(self, state: InstanceState, policy: ServicePolicy, rule: str) -> bool:
+        if policy.mode is Mode.OBSERVE or policy.rule_modes.get(rule) is Mode.OBSERVE or not policy.pools:
+            return False
+        return any(self.world.policy.balancers[s.balancer].mode is Mode.ACT for s in state.servers)
+
+
+_QUIET = frozenset({HoldName.HOLD_DOWN, HoldName.UNSETTLED, HoldName.OBSERVE})
+"""Holds that belong to the ordinary course; shown while they last, not told."""
+
+
+def _accused(service: ServiceState, policy: ServicePolicy) -> list[tuple[InstanceState, Streak]]:
+    """Instances whose evidence is complete and who are not out yet, the longest guilty first."""
+    found = []
+    for state in service.instances.values():
+        if state.proposed is not None or state.overruled or (state.ejection is not None and not state.ejection.returning):
+            continue
+        if not state.sources:
+            continue
+        check = guard.failed_check(state, policy)
+        if check is not None:
+            found.append((state, check))
+    return sorted(found, key=lambda pair: (pair[1].verdict_at or 0.0, str(pair[0].instance)))
+
+
+def _by_time_out(service: ServiceState) -> list[InstanceState]:
+    out = [s for s in service.instances.values() if s.ejection is not None]
+    return sorted(out, key=lambda s: (s.ejection.at if s.ejection else 0.0, str(s.instance)))
+
+
+def _without(group: guard.Group, instance: Instance) -> guard.Group:
+    mine = group.keys.get(instance, frozenset())
+    return guard.Group(group.name, group.counted, group.used | (mine & group.counted), group.sound - mine, group.keys)
+
+
+def _evidence(state: InstanceState, check: Streak, strength: Strength) -> Evidence:
+    kind = (check.reason or Reason.TIMEOUT).value
+    return Evidence(state.instance, kind, strength, False, check.last_bad_at, check.bad_run, check.first_bad_at, check.detail)
+
+
+def _repeat(state: InstanceState, rules: Rules, now: float) -> int:
+    """How often in a row: one more within `repeat_within_s` of the last return, halved for each such span of good conduct."""
+    if state.returned_at == float("-inf"):
+        return state.repeat
+    spans = int((now - state.returned_at) / rules.repeat_within_s)
+    return (state.repeat + 1) >> spans if spans < 32 else 0
+
+
+def _hold_down(repeat: int, strength: Strength, rules: Rules) -> float:
+    if strength is Strength.HARD:
+        return 0.0 if repeat == 0 else min(rules.hold_down_s * 2.0 ** (repeat - 1), rules.hold_down_max_s)
+    return float(min(rules.hold_down_soft_s * 2.0**repeat, rules.hold_down_max_s))
+
+
+__all__ = ["decide"]

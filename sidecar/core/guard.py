@@ -1,0 +1,330 @@
+"""Reasons not to act. Each guard answers with a named hold and its arithmetic, computed as if the act were done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+from lbplugins.values import Operator, Seen, Serve
+from sidecar.core import pace
+from sidecar.core.model import (
+    Act,
+    Commanded,
+    Hold,
+    HoldName,
+    Instance,
+    Judgement,
+    Result,
+    ServerRef,
+    Strength,
+    Target,
+    Verb,
+)
+from sidecar.core.policy import Guards, Mode, ServicePolicy
+from sidecar.core.streak import Streak, risen
+from sidecar.core.world import InstanceState, ServiceState, World
+
+Key = Instance | ServerRef
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A set of servers that share a budget: a service over all its pools, or one pool.
+
+    `counted`: those not in an operator's drain or maintenance (n). `used`: counted ones not serving, whoever took them out.
+    `sound`: serving ones not known to be bad. `keys`: which of these stand for each instance.
+    """
+
+    name: str
+    counted: frozenset[Key]
+    used: frozenset[Key]
+    sound: frozenset[Key]
+    keys: dict[Instance, frozenset[Key]]
+
+    def out(self, instance: Instance) -> frozenset[Key]:
+        return self.used | (self.keys.get(instance, frozenset()) & self.counted)
+
+
+def needed(policy: ServicePolicy) -> int:
+    """How many checks of an instance must be good."""
+    return len(policy.probes) if policy.require is None else min(policy.require, len(policy.probes))
+
+
+def judge(state: InstanceState, policy: ServicePolicy) -> Judgement:
+    """What we hold an instance to be, from its evidence alone."""
+    if state.ejection is not None and not state.ejection.returning:
+        return Judgement.EJECTED
+    checks, need = list(state.checks.values()), needed(policy)
+    doubtful = sum(1 for c in checks if c.bad_run or c.failed)
+    if len(checks) - doubtful < need:
+        return Judgement.SUSPECT
+    good = [c for c in checks if c.good_run]
+    if not checks or len(good) < need:
+        return Judgement.UNKNOWN
+    if state.probation_at is not None and (
+        state.ejection is not None or sum(1 for c in good if c.good_run >= 2 * policy.rules.rise) < need
+    ):
+        return Judgement.PROBATION
+    return Judgement.HEALTHY
+
+
+def failed_check(state: InstanceState, policy: ServicePolicy) -> Streak | None:
+    """The check whose failure completes the evidence against the instance, or None while it is incomplete."""
+    failed = [c for c in state.checks.values() if c.failed]
+    if not failed or len(state.checks) - len(failed) >= needed(policy):
+        return None
+    return max(failed, key=lambda c: c.verdict_at or 0.0)
+
+
+def has_risen(state: InstanceState, policy: ServicePolicy) -> bool:
+    return bool(state.checks) and sum(1 for c in state.checks.values() if risen(c, policy.rules)) >= needed(policy)
+
+
+# ---- who is in rotation ----
+
+
+def is_in_rotation(seen: Seen) -> bool:
+    """May new requests reach this server, as far as the balancer tells?"""
+    return seen.serving is not False and seen.ours.serve is Serve.FULL and seen.operator is Operator.READY
+
+
+def is_out(state: InstanceState) -> bool:
+    """Out by our decision: in force, or decided and on its way into the journal."""
+    return (state.ejection is not None and not state.ejection.returning) or state.proposed is Act.EJECT
+
+
+def serves(world: World, state: InstanceState) -> bool:
+    """Does the instance get traffic anywhere? Without a balancer: unless we say no."""
+    if is_out(state):
+        return False
+    if not state.servers:
+        return state.operator is Operator.READY
+    return any(seen is not None and is_in_rotation(seen) for seen in (world.seen(s) for s in state.servers))
+
+
+def groups(world: World, service: ServiceState) -> list[Group]:
+    """The service as a whole, then each of its pools."""
+    policy = world.policy.services[service.name]
+    verdict = {i: failed_check(s, policy) is not None for i, s in service.instances.items()}
+    members = {i: s for i, s in service.instances.items() if s.sources or s.ejection is None}
+    counted = frozenset[Key](i for i, s in members.items() if s.operator is Operator.READY)
+    used = frozenset[Key](i for i in counted if isinstance(i, Instance) and not serves(world, members[i]))
+    sound = frozenset[Key](
+        i
+        for i in counted - used
+        if isinstance(i, Instance) and not verdict[i] and judge(members[i], policy) in (Judgement.HEALTHY, Judgement.PROBATION)
+    )
+    whole = Group(service.name, counted, used, sound, {i: frozenset[Key]((i,)) for i in members})
+    return [whole, *(_pool(world, service, *pair, verdict) for pair in policy.pools if len(policy.pools) > 1 or service.unlisted)]
+
+
+def _pool(world: World, service: ServiceState, balancer_name: str, pool: str, verdict: dict[Instance, bool]) -> Group:
+    balancer = world.balancers[balancer_name]
+    owner = {server: s for s in service.instances.values() for server in s.servers}
+    counted: set[Key] = set()
+    used: set[Key] = set()
+    sound: set[Key] = set()
+    keys: dict[Instance, frozenset[Key]] = {}
+    for ref, seen in balancer.seen.items():
+        if ref.pool != pool:
+            continue
+        server = ServerRef(balancer_name, ref)
+        state = owner.get(server)
+        if state is not None:
+            keys[state.instance] = keys.get(state.instance, frozenset()) | {server}
+        if seen.operator is not Operator.READY:
+            continue
+        counted.add(server)
+        if (state is not None and is_out(state)) or not is_in_rotation(seen):
+            used.add(server)
+        elif state is None or not verdict[state.instance]:
+            sound.add(server)
+    return Group(f"{balancer_name}/{pool}", frozenset(counted), frozenset(used), frozenset(sound), keys)
+
+
+def left_in_pool(world: World, server: ServerRef, state: InstanceState) -> int:
+    """How many servers of this pool would still be in rotation if this instance's were taken out there now."""
+    balancer = world.balancers[server.balancer]
+    mine = set(state.servers)
+    return sum(
+        1
+        for ref, seen in balancer.seen.items()
+        if ref.pool == server.ref.pool and ServerRef(server.balancer, ref) not in mine and is_in_rotation(seen)
+    )
+
+
+# ---- ejecting ----
+
+
+def budget(n: int, strength: Strength, guards: Guards) -> int:
+    """The most that may be out of n by evidence of this strength."""
+    if strength is Strength.HARD:
+        return max(floor(n * guards.max_ejected_hard), 1 if n >= 2 and guards.max_ejected_hard > 0 else 0)
+    return max(floor(n * guards.max_ejected_soft), 1 if n >= 3 and guards.max_ejected_soft > 0 else 0)
+
+
+def over_budget(group: Group, instance: Instance, strength: Strength, guards: Guards) -> Hold | None:
+    """Would taking this instance out leave too few? None when it may go by this group."""
+    mine = group.keys.get(instance)
+    if not mine:
+        return None
+    n, out = len(group.counted), len(group.out(instance))
+    most = budget(n, strength, guards)
+    if n == 1:
+        return Hold(HoldName.SINGLE, f"it is the only instance of {group.name}", instance)
+    if out > most:
+        already = len(group.used)
+        why = f"{out} of {n} of {group.name} would be out, {most} allowed ({strength} evidence); {already} already not serving"
+        return Hold(HoldName.MAX_EJECTED, why, instance)
+    left = len(group.sound - mine)
+    if left < guards.min_healthy:
+        why = f"{left} healthy of {n} would be left in {group.name}, at least {guards.min_healthy} must be"
+        return Hold(HoldName.MIN_HEALTHY, why, instance)
+    if strength is not Strength.HARD and left < guards.panic_below * n:
+        why = f"only {left} of {n} of {group.name} would be healthy, below {guards.panic_below:.0%}: better a doubtful server than none"
+        return Hold(HoldName.PANIC, why, instance)
+    return None
+
+
+def against_ejection(
+    world: World,
+    service: ServiceState,
+    state: InstanceState,
+    check: Streak,
+    strength: Strength,
+    among: list[Group],
+    now: float,
+    *,
+    spent: float,
+) -> list[Hold]:
+    """Every reason not to take this instance out now; empty = it may go. `spent`: ejections already decided in this turn."""
+    policy = world.policy.services[service.name]
+    holds = [*_we_ourselves(world, service, state, now), *_not_ours_to_act(world, state, now)]
+    for group in among:
+        if (hold := over_budget(group, state.instance, strength, policy.guards)) is not None:
+            holds.append(hold)
+            break
+    holds += _velocity(service, state, strength, policy.guards, now, spent)
+    if not witnesses(world, state.instance, check):
+        holds.append(Hold(HoldName.NO_WITNESS, "no other instance has given a good answer since its last counted failure", state.instance))
+    return [_of(hold, service.name) for hold in holds]
+
+
+def witnesses(world: World, instance: Instance, check: Streak) -> tuple[Instance, ...]:
+    """Others whose newest answer to the same question is good and was asked after this one's last counted failure."""
+    since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
+    state = world.state_of(instance)
+    spec = next((key for key, c in state.checks.items() if c is check), "") if state else ""
+    plan = next((p for p in world.policy.services[instance.service].probes if p.key == spec), None)
+    found = []
+    for peer in pace.peers(world, instance):
+        if is_out(peer):
+            continue
+        address = peer.instance.address if plan is None or plan.port is None else peer.instance.address._replace(port=plan.port)
+        target = world.targets.get(Target(address, spec))
+        if target is not None and target.newest is Result.OK and target.newest_started >= since:
+            found.append(peer.instance)
+    return tuple(found)
+
+
+def _we_ourselves(world: World, service: ServiceState, state: InstanceState, now: float) -> list[Hold]:
+    holds = []
+    if now < world.blind_until:
+        holds.append(Hold(HoldName.BLIND, world.blind_why, state.instance))
+    if world.journal_fault:
+        holds.append(Hold(HoldName.JOURNAL, f"what we do could not be written down first: {world.journal_fault}", state.instance))
+    if world.is_cold(service, now):
+        guards = world.policy.services[service.name].guards
+        since = service.since if service.since is not None else now
+        why = f"just started: {guards.cold_answers} answers of every instance, or {guards.cold_s - (now - since):.1f} s more"
+        holds.append(Hold(HoldName.COLD_START, why, state.instance))
+    if service.faults:
+        source, why = next(iter(service.faults.items()))
+        holds.append(Hold(HoldName.STALE_DISCOVERY, f"{source}: {why}", state.instance))
+    return holds
+
+
+def _not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold]:
+    holds = []
+    policy = world.policy.services[state.instance.service]
+    if (freeze := world.freeze_of(state.instance.service, now)) is not None:
+        holds.append(Hold(HoldName.FROZEN, f"frozen by {freeze.actor}" + (f": {freeze.reason}" if freeze.reason else ""), state.instance))
+    if state.operator is not Operator.READY:
+        holds.append(Hold(HoldName.OPERATOR, f"an operator has it in {state.operator}", state.instance))
+    if now < state.hands_off_until:
+        holds.append(
+            Hold(HoldName.HANDS_OFF, f"made ready by hand; hands off for {state.hands_off_until - now:.0f} s more", state.instance)
+        )
+    if policy.pools and policy.mode is Mode.ACT:
+        holds += _cannot_write(world, state)
+    return holds
+
+
+def _cannot_write(world: World, state: InstanceState) -> list[Hold]:
+    if not state.servers:
+        return [Hold(HoldName.NOT_IN_POOL, "it is in no pool of ours: probed, never written", state.instance)]
+    acting = [s for s in state.servers if world.policy.balancers[s.balancer].mode is Mode.ACT]
+    if not acting:
+        return []
+    standby = [s for s in acting if s.balancer in world.standby]
+    if len(standby) == len(acting):
+        return [Hold(HoldName.STANDBY, world.standby[acting[0].balancer], state.instance)]
+    whys = [seen.writable for s in acting if (seen := world.seen(s)) is not None]
+    if whys and all(whys):
+        return [Hold(HoldName.NOT_WRITABLE, str(whys[0]), state.instance)]
+    return []
+
+
+def _velocity(service: ServiceState, state: InstanceState, strength: Strength, guards: Guards, now: float, spent: float) -> list[Hold]:
+    hard = strength is Strength.HARD
+    bucket, refill = (service.hard_spent, guards.hard_refill_s) if hard else (service.soft_spent, guards.soft_refill_s)
+    level = max(0.0, bucket.level - (now - bucket.at) / refill) + spent
+    burst = max(1, budget(len(service.instances), strength, guards)) if hard else 1
+    if level + 1.0 <= burst + 1e-9:
+        return []
+    return [Hold(HoldName.VELOCITY, f"{level:.1f} of {burst} ejections in a row are used; one more each {refill:.0f} s", state.instance)]
+
+
+# ---- coming back ----
+
+
+def against_return(world: World, service: ServiceState, state: InstanceState, now: float) -> list[Hold]:
+    """Every reason not to bring this instance back yet."""
+    rules = world.policy.services[service.name].rules
+    assert state.ejection is not None, "only what is out can come back"
+    holds = []
+    if (freeze := world.freeze_of(service.name, now)) is not None:
+        holds.append(Hold(HoldName.FROZEN, f"frozen by {freeze.actor}", state.instance))
+    if now < state.ejection.until:
+        holds.append(Hold(HoldName.HOLD_DOWN, f"repeat {state.ejection.repeat}: {state.ejection.until - now:.1f} s to go", state.instance))
+    level = max(0.0, state.flap_level - (now - state.flap_at) * rules.flap_per_min / 60.0)
+    if level > rules.flap_burst - 1.0:
+        why = f"{level:.1f} changes lately, {rules.flap_burst} allowed, then {rules.flap_per_min:.0f} a minute"
+        holds.append(Hold(HoldName.FLAPPING, why, state.instance))
+    return [_of(hold, service.name) for hold in holds]
+
+
+# ---- operators' own acts ----
+
+
+def against_command(world: World, command: Commanded, now: float) -> Hold | None:
+    """The guard that an operator's drain or maintenance would break; `force` passes it."""
+    if command.verb is not Verb.OVERRIDE or command.state is Operator.READY or command.instance is None or command.force:
+        return None
+    service = world.services.get(command.service)
+    state = world.state_of(command.instance)
+    if service is None or state is None or state.operator is not Operator.READY:
+        return None
+    guards = world.policy.services[service.name].guards
+    for group in groups(world, service):
+        mine = group.keys.get(command.instance, frozenset())
+        left = len((group.counted - group.used) - mine)
+        if mine and left < guards.min_healthy:
+            n = len(group.counted)
+            why = f"{left} of {n} of {group.name} would be left in rotation, at least {guards.min_healthy} must be"
+            return Hold(HoldName.MIN_HEALTHY, why, command.instance, service.name)
+    return None
+
+
+def _of(hold: Hold, service: str) -> Hold:
+    return Hold(hold.name, hold.why, hold.instance, service)
