@@ -1,0 +1,128 @@
+"""What an upstream's servers get, from two truths: the file on disk, and the file that nginx is proven to run. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lbplugins.nginx.layout import Upstream
+from lbplugins.nginx.servers import Include, Server
+from lbplugins.values import FULL, Operator, Ref, Seen, Setting
+
+SETTLE_S = 1.0
+"""From a proven reload on, old workers finish what they have; the last new request to a server went out 0.12 s after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One upstream as found. `include` None = the file is unreadable now (`fault` says how). `running`: what nginx runs, None = unknown.
+
+    `is_loaded`: nginx runs this very file. `data`: the file's bytes. `denied`: '' or why nothing of this nginx can be written.
+    """
+
+    upstream: Upstream
+    data: bytes
+    include: Include | None
+    running: Include | None
+    is_loaded: bool
+    fault: str = ""
+    denied: str = ""
+
+
+def picture(pool: Pool, generation: str, remark: str = "") -> dict[Ref, Seen]:
+    """Every server of one upstream: those of the file, those that only nginx still runs, and the operator's own outside our file."""
+    seen: dict[Ref, Seen] = {}
+    for out in pool.upstream.outside:
+        seen[Ref(pool.upstream.name, out.name)] = Seen(
+            operator=Operator.MAINTENANCE if out.is_out else Operator.READY,
+            serving=not out.is_out,
+            address=out.address,
+            weight=out.weight,
+            grain_pct=100,
+            writable=f"{out.name} stands in {out.where}; move its line to {pool.upstream.file}",
+            settle_s=SETTLE_S,
+            generation=generation,
+        )
+    current = pool.include.servers if pool.include else ()
+    running = {server.name: server for server in pool.running.servers} if pool.running else {}
+    for server in current:
+        ref = Ref(pool.upstream.name, server.name)
+        if ref not in seen:
+            seen[ref] = _seen(pool, server, running.get(server.name), generation, remark)
+    for name, server in running.items():
+        ref = Ref(pool.upstream.name, name)
+        if ref not in seen:
+            seen[ref] = replace(
+                _seen(replace(pool, include=pool.running, is_loaded=True), server, server, generation, remark),
+                writable=pool.fault or f"{pool.upstream.file} no longer lists it, yet nginx still runs it until its next reload",
+            )
+    return seen
+
+
+def _seen(pool: Pool, server: Server, running: Server | None, generation: str, remark: str) -> Seen:
+    remarks = [remark] if remark else []
+    if not pool.is_loaded:
+        remarks.append("the file is newer than what nginx runs")
+    if server.backup:
+        remarks.append("backup: gets traffic only when the others do not")
+    return Seen(
+        ours=server.ours if pool.is_loaded else _halfway(server.ours, running.ours if running else Setting()),
+        operator=_operator(pool, server, running),
+        serving=_serving(pool, server, running),
+        address=server.address,
+        weight=server.nominal,
+        grain_pct=1 if pool.include and can_cut(pool, pool.include) else 100,
+        writable=unwritable(pool, server),
+        settle_s=SETTLE_S,
+        generation=generation,
+        remark="; ".join(remarks),
+    )
+
+
+def can_cut(pool: Pool, include: Include) -> bool:
+    return include.can_cut() and not pool.upstream.hashes
+
+
+def _halfway(on_disk: Setting, running: Setting) -> Setting:
+    """Our axis while nginx does not run the file: never what the file alone says, or nobody would finish the job.
+
+    FULL at 100 would mean that nothing of ours is left to undo, so an act that waits on disk shows as 99 %.
+    """
+    if on_disk == running or running != Setting():
+        return running
+    return Setting(FULL, 99)
+
+
+def _operator(pool: Pool, server: Server, running: Server | None) -> Operator:
+    """The operator's word counts from the moment it is in the file; our mark for him, once nginx runs it."""
+    if pool.is_loaded or server.down or server.drain:
+        return server.operator
+    return running.operator if running else Operator.READY
+
+
+def _serving(pool: Pool, server: Server, running: Server | None) -> bool | None:
+    if pool.is_loaded:
+        return not server.is_out
+    if pool.running is None:
+        return None
+    return running is not None and not running.is_out
+
+
+def unwritable(pool: Pool, server: Server) -> str | None:
+    """None, or why no change to this server would be written now, and what to do about it."""
+    file, name = pool.upstream.file, pool.upstream.name
+    include = pool.include
+    if pool.denied:
+        return pool.denied
+    if pool.fault or include is None:
+        return pool.fault or f"{file} cannot be read"
+    if include.edited:
+        return f"{file} was edited by hand; review with `lb-sidecar adopt {name} --diff`"
+    if pool.upstream.shared_with:
+        return f"{file} is included by upstream {pool.upstream.shared_with} too; give each upstream a file of its own"
+    if include.fault:
+        return f"{file} {include.fault}"
+    if len(include.named(server.name)) > 1:
+        return f"{file} lists {server.name} {len(include.named(server.name))} times; leave one line"
+    if any(out.name == server.name for out in pool.upstream.outside):
+        return f"{server.name} stands in {pool.upstream.where} and in {file}; leave one line"
+    return f"{file} {server.locked}" if server.locked else None
