@@ -41,7 +41,9 @@ def plugin_class(name: str) -> type[Balancer]:
     if not (inspect.isclass(loaded) and issubclass(loaded, Balancer)):
         raise PluginError(f"the plugin {name!r} is no lbplugins.api.Balancer: see `lb-sidecar plugin check {name}`")
     if loaded.api_version != API_VERSION:
-        raise PluginError(f"the plugin {name!r} speaks contract version {loaded.api_version}, this sidecar {API_VERSION}: update one of them")
+        raise PluginError(
+            f"the plugin {name!r} speaks contract version {loaded.api_version}, this sidecar {API_VERSION}: update one of them"
+        )
     if not (inspect.isclass(loaded.Options) and issubclass(loaded.Options, BaseModel)):
         raise PluginError(f"the plugin {name!r} has no Options model: see `lb-sidecar plugin check {name}`")
     return loaded

@@ -110,8 +110,8 @@ def at(root: Node | None, *path: str | int) -> Node | None:
     for step in path:
         if isinstance(root, Table) and isinstance(step, str):
             root = root.entries.get(step)
-        elif isinstance(root, Items) and isinstance(step, int) and 0 <= step < len(root.items):
-            root = root.items[step]
+        elif isinstance(root, Items) and str(step).isdecimal() and int(step) < len(root.items):
+            root = root.items[int(step)]
         else:
             return None
     return root
@@ -127,8 +127,9 @@ def overlay(under: Node, over: Node, via: str) -> Node:
         if key in entries:
             entries[key] = overlay(node, entries[key], f"{via}.{key}")
         else:
-            entries[key] = taken(node, via)
-            keys[key] = _via(under.keys.get(key, node.place), via)
+            block = via if isinstance(node, Scalar) else f"{via}.{key}"
+            entries[key] = taken(node, block)
+            keys[key] = _via(under.keys.get(key, node.place), block)
     return Table(entries, over.place, keys)
 
 

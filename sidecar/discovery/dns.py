@@ -16,6 +16,7 @@ from lbplugins.values import Address
 from sidecar.core.model import Instance
 from sidecar.discovery.options import DnsOptions
 from sidecar.discovery.source import MAX_INSTANCES, Reading, SourceError
+from sidecar.net.addresses import ip_problem
 
 MIN_AGAIN_S, MAX_AGAIN_S = 1.0, 60.0
 SYSTEM_AGAIN_S = 10.0
@@ -125,11 +126,11 @@ class SystemDns:
 
 
 def usable(text: str, name: str) -> str:
-    """The address in its one spelling; SourceError for one that no server can have (0.0.0.0, multicast)."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if address.is_unspecified or address.is_multicast:
-        raise SourceError(f"{name}: {address} cannot be a server's address")
-    return str(address)
+    """The address in its one spelling; SourceError for one that is never asked (multicast, a cloud's metadata service)."""
+    address = str(ipaddress.ip_address(text.partition("%")[0]))
+    if (problem := ip_problem(address)) is not None:
+        raise SourceError(f"{name}: {problem}")
+    return address
 
 
 def clamp(ttl_s: float) -> float:

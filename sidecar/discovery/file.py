@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from lbplugins.values import Address
 from sidecar.core.model import Instance
 from sidecar.discovery.source import MAX_INSTANCES, Reading, SourceError
+from sidecar.net.addresses import host_problem
 
 POLL_S = 1.0
 MAX_FILE_BYTES = 4 << 20
@@ -105,9 +106,12 @@ def _targets(group: Any, where: str) -> Iterator[Address]:
         raise SourceError(f"{where}: no `targets` list")
     for target in targets:
         try:
-            yield Address.parse(target if isinstance(target, str) else repr(target))
+            address = Address.parse(target if isinstance(target, str) else repr(target))
         except ValueError as error:
             raise SourceError(f"{where}: {str(error)[:150]}") from error
+        if (problem := host_problem(address.host)) is not None:
+            raise SourceError(f"{where}: {problem}")
+        yield address
 
 
 def _labels(group: Any, where: str) -> dict[str, str]:

@@ -6,13 +6,13 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema, model_validator
 
 from lbplugins.values import Address
+from sidecar.net.addresses import host_problem
 
 MAX_STATIC = 10_000
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$"
-_HOST = r"^[A-Za-z0-9_.-]{1,253}$"
 
 
 def _address(value: Any) -> Address:
@@ -20,12 +20,16 @@ def _address(value: Any) -> Address:
         return value
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]!r} is not an address: write HOST:PORT in quotes, as '10.0.0.5:8080'")
-    return Address.parse(value)
+    address = Address.parse(value)
+    if (problem := host_problem(address.host)) is not None:
+        raise ValueError(problem)
+    return address
 
 
 AddressText = Annotated[
     Address,
     BeforeValidator(_address),
+    PlainSerializer(str, return_type=str),
     WithJsonSchema(
         {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$", "examples": ["10.0.0.5:8080", "[::1]:80"]}
     ),
@@ -48,21 +52,23 @@ class StaticInstance(Options):
 
     address: AddressText = Field(description="HOST:PORT of the instance.", examples=["10.0.0.5:8080"])
     id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$")] = Field(
-        "", description="Optional identity; a new id at the same address starts a new life."
+        default="", description="Optional identity; a new id at the same address starts a new life."
     )
-    labels: Labels = Field({}, description="Shown with the instance, as {zone: b}.")
+    labels: Labels = Field(default={}, description="Shown with the instance, as {zone: b}.")
 
 
 class DnsOptions(Options):
     """Instances are what a DNS name answers; asked again when the answer's TTL is over, within 1..60 s."""
 
-    name: Annotated[str, StringConstraints(pattern=_HOST)] = Field(description="The name to ask.", examples=["shop.example"])
-    port: int | None = Field(None, ge=1, le=65535, description="Port of every instance; SRV answers bring their own.")
-    type: Literal["A", "AAAA", "SRV"] = Field("A", description="Record type.")
-    nameserver: AddressText | None = Field(None, description="Ask this server (IP:PORT) and not those of /etc/resolv.conf.")
+    name: str = Field(description="The name to ask.", examples=["shop.example"])
+    port: int | None = Field(default=None, ge=1, le=65535, description="Port of every instance; SRV answers bring their own.")
+    type: Literal["A", "AAAA", "SRV"] = Field(default="A", description="Record type.")
+    nameserver: AddressText | None = Field(default=None, description="Ask this server (IP:PORT) and not those of /etc/resolv.conf.")
 
     @model_validator(mode="after")
     def _consistent(self) -> DnsOptions:
+        if (problem := host_problem(self.name)) is not None:
+            raise ValueError(problem)
         if self.type == "SRV" and self.port is not None:
             raise ValueError("an SRV answer brings its own ports: remove `port`, or use type A")
         if self.type != "SRV" and self.port is None:
@@ -81,7 +87,7 @@ class FileOptions(Options):
 class Instances(Options):
     """Exactly one origin of instances: a list, `{dns: ...}` or `{file: ...}`."""
 
-    static: tuple[StaticInstance, ...] = Field((), max_length=MAX_STATIC)
+    static: tuple[StaticInstance, ...] = Field(default=(), max_length=MAX_STATIC)
     dns: DnsOptions | None = None
     file: FileOptions | None = None
 

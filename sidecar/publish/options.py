@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
 from lbplugins.values import Address
 from sidecar.net.units import Duration
@@ -21,6 +21,7 @@ def _address(value: Any) -> Address:
 SinkAddress = Annotated[
     Address,
     BeforeValidator(_address),
+    PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$"}),
 ]
 """`HOST:PORT`, an IPv6 address in brackets."""
@@ -32,9 +33,11 @@ class GraphiteOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: SinkAddress = Field(description="HOST:PORT of a carbon line receiver (TCP).", examples=["127.0.0.1:2003"])
-    interval: Duration = Field(10.0, ge=1.0, le=3600.0, description="How often, 1s..1h; match carbon's finest retention.", examples=["10s"])
+    interval: Duration = Field(
+        default=10.0, ge=1.0, le=3600.0, description="How often, 1s..1h; match carbon's finest retention.", examples=["10s"]
+    )
     prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128)] = Field(
-        "lbsidecar", description="First nodes of every path."
+        default="lbsidecar", description="First nodes of every path."
     )
 
 
@@ -45,7 +48,11 @@ class LogstashOptions(BaseModel):
 
     address: SinkAddress = Field(description="HOST:PORT of a Logstash `tcp` input with `codec => json_lines`.", examples=["127.0.0.1:5000"])
     interval: Duration = Field(
-        10.0, ge=1.0, le=3600.0, description="How often the aggregated numbers are sent, 1s..1h; events go at once.", examples=["10s"]
+        default=10.0,
+        ge=1.0,
+        le=3600.0,
+        description="How often the aggregated numbers are sent, 1s..1h; events go at once.",
+        examples=["10s"],
     )
 
 

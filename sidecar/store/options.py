@@ -17,10 +17,13 @@ class StateOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dir: Path | None = Field(
-        None,
+        default=None,
         description="The folder. Default: $STATE_DIRECTORY, then /var/lib/lb-sidecar, then the user's state folder, said once at start.",
         examples=["/var/lib/lb-sidecar"],
     )
     max_size: Size = Field(
-        512 << 20, ge=MIN_SIZE, description="Most bytes of flight recorder kept, oldest dropped first; at least 16MiB.", examples=["512MiB"]
+        default=512 << 20,
+        ge=MIN_SIZE,
+        description="Most bytes of flight recorder kept, oldest dropped first; at least 16MiB.",
+        examples=["512MiB"],
     )

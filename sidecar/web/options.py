@@ -9,7 +9,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from lbplugins.values import Address
@@ -112,9 +122,11 @@ class TokenOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     secret: Secret = Field(description="Where the bearer token is: env:NAME or file:/path.", examples=["file:/etc/lb-sidecar/deploy.token"])
-    may: frozenset[May] = Field(frozenset({May.READ}), min_length=1, description="What it may do.", examples=[["read", "drain", "ready"]])
+    may: frozenset[May] = Field(
+        default=frozenset({May.READ}), min_length=1, description="What it may do.", examples=[["read", "drain", "ready"]]
+    )
     services: frozenset[Annotated[str, StringConstraints(min_length=1, max_length=64)]] | None = Field(
-        None, description="Only these services; default: all.", examples=[["shop"]]
+        default=None, description="Only these services; default: all.", examples=[["shop"]]
     )
 
 
@@ -138,6 +150,7 @@ def _listen(value: Any) -> Address | None:
 ListenAddress = Annotated[
     Address | None,
     BeforeValidator(_listen),
+    PlainSerializer(lambda address: None if address is None else str(address), return_type=str | None),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$"}, {"type": "null"}]}),
 ]
 
@@ -148,21 +161,21 @@ class ApiOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: ListenAddress = Field(
-        Address("127.0.0.1", 8642),
+        default=Address("127.0.0.1", 8642),
         description="HOST:PORT, or null for the socket alone. Anything but loopback needs tls and a token.",
         examples=["127.0.0.1:8642"],
     )
     socket: Path | None = Field(
-        DEFAULT_SOCKET,
+        default=DEFAULT_SOCKET,
         description="Unix socket for the command line; root and the service's group need no token there.",
         examples=[str(DEFAULT_SOCKET)],
     )
     tokens: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], TokenOptions] = Field(
-        {}, description="Callers by name.", max_length=256
+        default={}, description="Callers by name.", max_length=256
     )
-    tls: TlsOptions | None = Field(None, description="Serve HTTPS.")
+    tls: TlsOptions | None = Field(default=None, description="Serve HTTPS.")
     hosts: frozenset[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,253}$")]] = Field(
-        frozenset(), description="Host names the API answers to besides its own address; others get 421 (against DNS rebinding)."
+        default=frozenset(), description="Host names the API answers to besides its own address; others get 421 (against DNS rebinding)."
     )
 
     @model_validator(mode="after")
