@@ -3,7 +3,7 @@
     verdicts -> who should go, who may come back -> guards hold some -> intents (to be journaled first)
     intents in force against the balancers' pictures -> changes (`plan`)
 
-Pure: the same world, policy and `now` give the same Decision. The shell journals the intents, feeds `Journaled` back, and sends the changes.
+Pure: the same world, policy and `now` give the same Decision. The shell journals the intents, feeds `Journaled` back, sends the changes.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ class _Turn:
             for override in state.overrides.values():
                 self._intend(Act.CLEAR, "outside", state.overruled, state, override=override)
         elif state.new_life:
-            self._intend(Act.FORGET, "outside", "an operator's maintenance ended: a new life", state)
+            self._intend(Act.FORGET, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)
         elif ejection is not None:
             if not ejection.enforced and ejection.returning:
-                self._intend(Act.FORGET, "sidecar", "observed only", state)
+                self._intend(Act.FORGET, "sidecar", "observed only", state, ejection=ejection)
             elif ejection.enforced and self._nothing_left(state, ejection):
-                self._intend(Act.FORGET, "sidecar", "nothing of ours is left on any balancer", state)
+                self._intend(Act.FORGET, "sidecar", "nothing of ours is left on any balancer", state, ejection=ejection)
 
     def _nothing_left(self, state: InstanceState, ejection: Ejection) -> bool:
         pictures = [self.world.seen(server) for server in state.servers]
@@ -177,19 +177,14 @@ class _Turn:
 
     def _ask_witnesses(self, state: InstanceState, check: Streak) -> None:
         """Ask up to three others the same question at once, those first that are not known to be bad."""
-        spec = next(key for key, c in state.checks.items() if c is check)
-        plan_of = next(p for p in self.world.policy.services[state.instance.service].probes if p.key == spec)
         since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
         asked = 0
-        for peer in pace.peers(self.world, state.instance):
-            address = peer.instance.address if plan_of.port is None else peer.instance.address._replace(port=plan_of.port)
-            target = self.world.targets.get(Target(address, spec))
-            if target is None or guard.is_out(peer):
+        for name in guard.witness_targets(self.world, state.instance, check):
+            target = self.world.targets.get(name)
+            if target is None or (target.newest is not Result.OK and target.newest_started >= since):
                 continue
-            if target.newest is not Result.OK and target.newest_started >= since:
-                continue
-            if (ask := pace.at_once(self.world, target.target, self.now)) is not None and target.newest_started < since:
-                self.asks[ask.target] = ask
+            if (ask := pace.at_once(self.world, name, self.now)) is not None and target.newest_started < since:
+                self.asks[name] = ask
             asked += 1
             if asked == self.world.policy.pace.witnesses_asked:
                 return
@@ -202,9 +197,7 @@ class _Turn:
             if ejection is None or ejection.returning or state.proposed is not None or state.overruled or state.new_life:
                 continue
             if self._witness_lost(ejection, policy):
-                self._propose_return(
-                    state, policy, "rule:witness_lost", "every witness of its ejection failed as well: it is not the instance"
-                )
+                self._propose_return(state, policy, "rule:witness_lost", "every witness failed as well: it is not the instance")
                 continue
             if not guard.has_risen(state, policy):
                 continue
@@ -217,8 +210,8 @@ class _Turn:
         """Soon after an ejection all who testified fail too."""
         if not ejection.witnesses or not ejection.rule.startswith("rule:") or self.now - ejection.at > policy.rules.undo_s:
             return False
-        states = [self.world.state_of(witness) for witness in ejection.witnesses]
-        return all(s is not None and any(c.bad_run >= 2 or c.failed for c in s.checks.values()) for s in states)
+        targets = [self.world.targets.get(witness) for witness in ejection.witnesses]
+        return all(t is not None and t.bad_run >= 2 for t in targets)
 
     def _fail_open(self, service: ServiceState, policy: ServicePolicy) -> None:
         """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""

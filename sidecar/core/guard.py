@@ -210,21 +210,23 @@ def against_ejection(
     return [_of(hold, service.name) for hold in holds]
 
 
-def witnesses(world: World, instance: Instance, check: Streak) -> tuple[Instance, ...]:
-    """Others whose newest answer to the same question is good and was asked after this one's last counted failure."""
+def witnesses(world: World, instance: Instance, check: Streak) -> tuple[Target, ...]:
+    """Other instances and reference targets whose newest answer is good and was asked after this one's last counted failure."""
     since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
-    state = world.state_of(instance)
-    spec = next((key for key, c in state.checks.items() if c is check), "") if state else ""
-    plan = next((p for p in world.policy.services[instance.service].probes if p.key == spec), None)
-    found = []
+    states = [world.targets.get(name) for name in witness_targets(world, instance, check)]
+    return tuple(t.target for t in states if t is not None and t.newest is Result.OK and t.newest_started >= since)
+
+
+def witness_targets(world: World, instance: Instance, check: Streak) -> list[Target]:
+    """Whom to ask about an instance that fails: peers that are not out, the same question; then the reference targets."""
+    state, policy = world.services[instance.service].instances[instance], world.policy.services[instance.service]
+    spec = next(key for key, c in state.checks.items() if c is check)
+    plan = next(p for p in policy.probes if p.key == spec)
+    names = []
     for peer in pace.peers(world, instance):
-        if is_out(peer):
-            continue
-        address = peer.instance.address if plan is None or plan.port is None else peer.instance.address._replace(port=plan.port)
-        target = world.targets.get(Target(address, spec))
-        if target is not None and target.newest is Result.OK and target.newest_started >= since:
-            found.append(peer.instance)
-    return tuple(found)
+        if not is_out(peer):
+            names.append(Target(peer.instance.address if plan.port is None else peer.instance.address._replace(port=plan.port), spec))
+    return [*names, *(Target(*reference) for reference in policy.references)]
 
 
 def _we_ourselves(world: World, service: ServiceState, state: InstanceState, now: float) -> list[Hold]:

@@ -15,7 +15,10 @@ from sidecar.core.policy import Policy
 
 
 class Judgement(StrEnum):
-    """What we hold an instance to be. `unknown -> healthy | suspect`, `healthy <-> suspect -> ejected -> probation -> healthy | ejected`."""
+    """What we hold an instance to be.
+
+    `unknown -> healthy | suspect`, `healthy <-> suspect -> ejected -> probation -> healthy | ejected`.
+    """
 
     UNKNOWN = "unknown"
     HEALTHY = "healthy"
@@ -151,7 +154,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of one probe. `ended - started` is the total; `fresh` = on a new connection; `detail` = one line, cut at 200 characters."""
+    """The result of one probe. `ended - started` is the total; `fresh` = on a new connection; `detail` = one line."""
 
     target: Target
     result: Result
@@ -341,7 +344,7 @@ class Ejection:
     strength: Strength = Strength.HARD
     repeat: int = 0
     until: float = 0.0
-    witnesses: tuple[Instance, ...] = ()
+    witnesses: tuple[Target, ...] = ()
     enforced: bool = True
     in_flight: InFlight = InFlight.KEEP
     returning: bool = False

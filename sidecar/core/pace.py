@@ -28,6 +28,7 @@ def unscheduled(world: World, service: str) -> list[Target]:
         for i in world.services[service].instances
         for plan in policy.probes
     ]
+    names += [Target(*reference) for reference in policy.references]
     return [name for name in names if (target := world.targets.get(name)) is not None and target.scheduled is None]
 
 

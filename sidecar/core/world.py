@@ -57,6 +57,7 @@ class TargetState:
     target: Target
     plan: ProbePlan
     users: tuple[Instance, ...] = ()
+    references: tuple[str, ...] = ()
     good: int = 0
     recent: list[float] = field(default_factory=list)
     median_s: float = 0.0
@@ -67,6 +68,7 @@ class TargetState:
     scheduled: Ask | None = None
     nudged: bool = False
     count: int = 0
+    bad_run: int = 0
 
 
 @dataclass(slots=True)
@@ -209,9 +211,7 @@ class World:
     def settle(self, decision: Decision) -> None:
         """Note what was decided: what was said, asked, proposed and sent, so that it is not said, asked or sent again."""
         self.events.clear()
-        for ask in decision.asks:
-            if (target := self.targets.get(ask.target)) is not None:
-                target.scheduled, target.nudged = ask, False
+        self.scheduled(decision.asks)
         for intent in decision.intents:
             if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
                 state.proposed = intent.act
@@ -232,6 +232,12 @@ class World:
                     )
                 else:
                     balancer.said_pending[change.ref] = _operator_of(change.want.serve)
+
+    def scheduled(self, asks: Iterable[Ask]) -> None:
+        """Note which questions are on their way."""
+        for ask in asks:
+            if (target := self.targets.get(ask.target)) is not None:
+                target.scheduled, target.nudged = ask, False
 
     # ---- looking things up ----
 
@@ -272,9 +278,10 @@ class World:
         if outcome.result is not Result.UNKNOWN:
             target.newest = outcome.result
             target.newest_started, target.newest_ended = outcome.started, outcome.ended
+            target.bad_run = target.bad_run + 1 if outcome.result is Result.FAIL else 0
         if outcome.result is Result.OK:
             _learn(target, outcome.seconds)
-        eventful: list[str] = []
+        eventful: list[str] = [name for name in target.references if self.services[name].alert]
         for instance in target.users:
             service = self.services[instance.service]
             state = service.instances[instance]
@@ -291,7 +298,7 @@ class World:
         if target is None:
             return ()
         target.nudged, target.scheduled = True, None
-        return tuple(i.service for i in target.users)
+        return (*(i.service for i in target.users), *target.references)
 
     # ---- membership ----
 
@@ -369,9 +376,7 @@ class World:
                 continue
             del service.instances[state.instance]
             for target in self._targets_of(state):
-                target.users = tuple(u for u in target.users if u != state.instance)
-                if not target.users:
-                    del self.targets[target.target]
+                self._unuse(target, state.instance)
 
     def _plan_checks(self, state: InstanceState) -> None:
         """Make checks and targets of an instance follow the probe specs of its service; unchanged ones keep their evidence."""
@@ -382,9 +387,7 @@ class World:
         mine = {self._target(state.instance, plan): plan for plan in policy.probes}
         for target in list(self.targets.values()):
             if state.instance in target.users and target.target not in mine:
-                target.users = tuple(u for u in target.users if u != state.instance)
-                if not target.users:
-                    del self.targets[target.target]
+                self._unuse(target, state.instance)
         for key, plan in wanted.items():
             state.checks.setdefault(key, Streak())
             name = self._target(state.instance, plan)
@@ -396,6 +399,24 @@ class World:
             known.plan = _quicker(known.plan, plan) if known.users and state.instance not in known.users else plan
             if state.instance not in known.users:
                 known.users = (*known.users, state.instance)
+
+    def _unuse(self, target: TargetState, instance: Instance) -> None:
+        target.users = tuple(u for u in target.users if u != instance)
+        if not target.users and not target.references:
+            del self.targets[target.target]
+
+    def _plan_references(self) -> None:
+        """Reference targets are asked like any other, but testify only."""
+        wanted: dict[Target, list[str]] = {}
+        for name, policy in self.policy.services.items():
+            for address, key in policy.references:
+                wanted.setdefault(Target(address, key), []).append(name)
+        for target in list(self.targets.values()):
+            target.references = tuple(wanted.pop(target.target, ()))
+            if not target.users and not target.references:
+                del self.targets[target.target]
+        for target_name, names in wanted.items():
+            self.targets[target_name] = TargetState(target_name, ProbePlan(target_name.spec), references=tuple(names))
 
     @staticmethod
     def _target(instance: Instance, plan: ProbePlan) -> Target:
@@ -687,15 +708,14 @@ class World:
                 self._plan_checks(state)
             self._map_servers(service)
             self._sweep(service)
+        self._plan_references()
         return tuple(self.services)
 
     def _end_service(self, name: str) -> None:
         for state in self.services[name].instances.values():
             for target in list(self.targets.values()):
                 if state.instance in target.users:
-                    target.users = tuple(u for u in target.users if u != state.instance)
-                    if not target.users:
-                        del self.targets[target.target]
+                    self._unuse(target, state.instance)
         del self.services[name]
 
     def _self_checked(self, fact: SelfChecked) -> tuple[str, ...]:

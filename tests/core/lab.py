@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Seen, Serve, Setting
-from sidecar.core import pace
-from sidecar.core.decide import decide
 from sidecar.core.guard import serves
 from sidecar.core.model import (
     Adopted,
@@ -34,6 +32,7 @@ from sidecar.core.model import (
     Tick,
 )
 from sidecar.core.policy import BalancerPolicy, Mode, Policy, ProbePlan, ServicePolicy
+from sidecar.core.turn import turn
 from sidecar.core.world import InstanceState, World
 
 Answer = Callable[[float, float], tuple[Result, Reason | None, float]]
@@ -155,19 +154,12 @@ class Lab:
                 self.feed(Nudged(target, self.now, "closed"))
 
     def feed(self, *facts: Fact) -> None:
-        touched: dict[str, None] = {}
-        for fact in facts:
-            touched.update(dict.fromkeys(self.world.absorb(fact)))
-        probed = [f.outcome.target for f in facts if isinstance(f, Probed)]
-        if not touched and not self.world.commands:
-            self._ask(pace.asks(self.world, probed, self.now))
+        decision, asks = turn(self.world, facts, self.now)
+        self._ask(asks)
+        if decision is None:
             return
-        decision = decide(self.world, self.world.policy, self.now, touched)
-        self.world.settle(decision)
-        extra = pace.asks(self.world, probed, self.now)
         self.decisions.append(decision)
         self.events += decision.events
-        self._ask((*decision.asks, *extra))
         if decision.intents:
             self._at(self.now + 0.001, lambda: self._write_down(decision.intents))
         for changes in (decision.changes or {}).values():
@@ -182,9 +174,6 @@ class Lab:
 
     def _ask(self, asks: Sequence[Ask]) -> None:
         for ask in asks:
-            target = self.world.targets.get(ask.target)
-            if target is not None:
-                target.scheduled = ask
             self._waiting[ask.target] = ask
             self._at(max(ask.at, self.now), lambda a=ask: self._probe(a))
 
