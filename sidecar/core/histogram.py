@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
 from math import log2
@@ -108,18 +109,20 @@ class Histogram:
 
     def quantile(self, q: float) -> float:
         """The value that a share `q` (0..1) of all values does not exceed, seconds, within the error of the scale; NaN when empty."""
-        if not self.count:
-            return math.nan
-        rank = max(1, math.ceil(q * self.count - 1e-9)) - self.zeros
-        if rank <= 0:
-            return 0.0
-        for at, below in enumerate(accumulate(self._counts)):
-            if below >= rank:
-                return self._clamped(middle(self._low + at, self.scale))
-        return self._max
+        return self.quantiles((q,))[0]
 
     def quantiles(self, qs: Iterable[float]) -> list[float]:
-        return [self.quantile(q) for q in qs]
+        """The same for several at the price of one."""
+        if not self.count:
+            return [math.nan for _ in qs]
+        below = list(accumulate(self._counts, initial=self.zeros))
+        out = []
+        for q in qs:
+            # The smallest value whose rank is at least q of them all; the nudge keeps 0.07 * 100 from being 8.
+            at = bisect_left(below, max(1, math.ceil(q * self.count - 1e-9)))
+            seconds = middle(self._low + at - 1, self.scale) if at else 0.0
+            out.append(min(max(seconds, self._min), self._max))
+        return out
 
     def downscale(self, to: int) -> Histogram:
         """The same values in coarser buckets, exactly what adding them there would have given. ValueError if `to` is finer."""
@@ -235,9 +238,6 @@ class Histogram:
         part = memoryview(mine).cast("B")[at * size : (at + len(counts)) * size]
         total = int.from_bytes(part, sys.byteorder) + int.from_bytes(memoryview(counts).cast("B"), sys.byteorder)
         part[:] = total.to_bytes(len(part), sys.byteorder)
-
-    def _clamped(self, seconds: float) -> float:
-        return min(max(seconds, self._min), self._max)
 
 
 def index_of(seconds: float, scale: int = SCALE) -> int:
