@@ -85,7 +85,8 @@ class Master:
         """
         if not self.workers:
             return float("-inf")
-        ticks = min(worker.ticks for worker in self.workers)
+        # A tick is 10 ms, counted from its beginning: the end of it, or a quick reload would seem to come before the edit it loads.
+        ticks = 1 + min(worker.ticks for worker in self.workers)
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return time.time() - age
 
