@@ -138,7 +138,8 @@ class Process:
         stats = [wire.SHOW_ALL_STATS] if many else list(dict.fromkeys(wire.show_stat(pool) for pool in pools))
         info, level, *rest = await wire.ask(self.path, [wire.SHOW_INFO, wire.SHOW_LEVEL, *states, *stats], self.timeout_s)
         pid, started = parse_process(info)
-        state_rows = [row for text in rest[: len(states)] for row in parse_states(text) if row["be_name"] in pools]
+        wanted = frozenset(pools)
+        state_rows = [row for text in rest[: len(states)] for row in parse_states(text) if row["be_name"] in wanted]
         stat_rows = [row for text in rest[len(states) :] for row in parse_stats(text)]
         servers = {server.ref: server for server in join(state_rows, stat_rows)}
         return Table(pid, started, level.strip(), servers, algorithms(stat_rows))
