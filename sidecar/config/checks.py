@@ -86,8 +86,10 @@ def _pools(services: Mapping[str, ServiceOptions], names: Names) -> Iterator[Fin
 
 def _balancers(config: Config, names: Names) -> Iterator[Finding]:
     used = {ref.balancer for name, service in config.services.items() for ref in pools_of(name, service)}
+    whole = bool(config.services) and len(config.services) == len(names.services) and used <= names.balancers
+    whole = whole and all(pools_of(name, service) for name, service in config.services.items())
     for name, balancer in config.balancers.items():
-        if name not in used and len(config.services) == len(names.services):
+        if name not in used and whole:
             yield ("balancers", name), f"no service stands behind it: add one with `balancer: {name}`, or remove it", ADVICE
         if balancer.mode is Mode.ACT and config.mode is Mode.OBSERVE and "mode" in balancer.model_fields_set:
             yield ("balancers", name, "mode"), "act here changes nothing while `mode: observe` stands above: the stricter wins", ADVICE

@@ -50,6 +50,8 @@ _MERGED = ("balancers", "services")
 """Sections to which several files may add entries."""
 _FREE = frozenset({"headers", "header", "labels", "json"})
 """Mappings whose keys are the user's own words: `x-…` means something there."""
+_SHORT_FORMS = {"window": ("mode",), "hold_down": ("first",), "max_ejected": ("hard", "soft")}
+"""What a single value stands for, where a mapping may be written as one."""
 _KINDS = ("http", "https", "tcp", "tls", "grpc", "command")
 
 
@@ -154,7 +156,10 @@ def origin_of(tree: Table, path: tuple[str | int, ...]) -> str:
     place, walked = place_of(tree, path)
     node = at(tree, *walked)
     # A table without the key leaves it to the default; a scalar or list in its place is the short form of it.
-    if not walked or (isinstance(node, Table) and walked != tuple(map(str, path))):
+    rest = tuple(map(str, path))[len(walked) :]
+    if not walked or (rest and isinstance(node, Table)):
+        return "default"
+    if rest and rest[0] not in _SHORT_FORMS.get(walked[-1], ("address",) if walked[-1].isdecimal() else rest):
         return "default"
     return f"{place.via}, {place}" if place.via else str(place)
 

@@ -73,10 +73,12 @@ class Shorthand:
 
 
 class OneOrMany:
-    """Lets a list of one be written without the brackets."""
+    """Lets a list of one probe be written without the brackets."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def listed(value: Any) -> Any:
+            if isinstance(value, str | int | float):
+                raise ValueError(f"{str(value)[:40]!r} does not say how to ask: write a mapping, as {{http: /health}}, or a list of them")
             return (value,) if isinstance(value, Mapping | BaseModel) else value
 
         return core_schema.no_info_before_validator_function(listed, handler(source))

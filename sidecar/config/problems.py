@@ -72,5 +72,5 @@ def listed(words: Iterable[str], limit: int = 30) -> str:
 
 def shown(value: object, limit: int = 40) -> str:
     """A value from outside as it may stand in a message: quoted, on one line, cut."""
-    text = repr(value)
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"

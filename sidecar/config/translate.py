@@ -101,10 +101,11 @@ def _wrong(detail: ErrorDetails, node: Node | None) -> str:
         return str(context.get("error", detail["msg"])).removeprefix("Value error, ")
     written = node.text if isinstance(node, Scalar) else None
     if kind in ("literal_error", "enum"):
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", ""))) or [str(context.get("expected", ""))]
+        expected = str(context.get("expected", ""))
+        choices = re.findall(r"'([^']*)'", expected) or [expected.lower()]
         return f"{shown(detail['input'])} is not one of: {listed(choices)}{did_you_mean(detail['input'], choices)}"
     if bound := _bound(kind, context, written):
-        return f"{shown(detail['input'] if written is None else written)} must be {bound}"
+        return f"{shown(detail['input']) if written is None else written[:40]} must be {bound}"
     if kind in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
         return _text(kind, context, detail["input"])
     wanted = _WANTED.get(re.sub(r"_(type|parsing|from_float|attributes_type)+$", "", kind))
@@ -171,7 +172,8 @@ def model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel
     for step in loc:
         candidates = list(_models(annotation)) if not isinstance(step, int) else []
         field = next((info for found in candidates for key, info in found.model_fields.items() if step in (key, info.alias)), None)
-        annotation = field.annotation if field is not None else _inside(annotation)
+        branch = next((found for found in candidates if found.__name__ == step), None)
+        annotation = field.annotation if field is not None else branch or _inside(annotation)
         if annotation is None:
             return None
     return next(iter(_models(annotation)), None)

@@ -98,6 +98,8 @@ class Instances(Options):
             return {"static": [{"address": item} if isinstance(item, str | Address) else item for item in value]}
         if not isinstance(value, dict):
             raise ValueError("give a list of addresses, {dns: NAME:PORT} or {file: PATH}")
+        if strangers := [str(key)[:40] for key in value if key not in ("dns", "file")]:
+            raise ValueError(f"unknown origin {strangers[0]!r}: give a list of addresses, {{dns: NAME:PORT}} or {{file: PATH}}")
         shaped = dict(value)
         if isinstance(shaped.get("dns"), str):
             shaped["dns"] = dns_words(shaped["dns"])
