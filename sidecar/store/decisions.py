@@ -38,14 +38,14 @@ MAX_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvidence:
-    """One reason, as it was: `count` of them from `first` to `last`, `strength` hard, soft or advisory. `instance`: address:port."""
+    """One reason, as it was: `count` of them from `first` to `when`, `strength` hard, soft or advisory. `instance`: address:port."""
 
     kind: str
     strength: str
     good: bool
     count: int
     first: datetime | None
-    last: datetime
+    when: datetime
     detail: str = ""
     instance: str = ""
 
@@ -56,7 +56,7 @@ class RecordedEvidence:
             "good": self.good,
             "count": self.count,
             "first": None if self.first is None else stamp(self.first),
-            "last": stamp(self.last),
+            "when": stamp(self.when),
             "detail": self.detail,
             "instance": self.instance,
         }
@@ -484,7 +484,7 @@ def _evidence_from(value: Mapping[str, Any]) -> RecordedEvidence:
         bool(value["good"]),
         int(value["count"]),
         None if first is None else datetime.fromisoformat(first).astimezone(UTC),
-        datetime.fromisoformat(value["last"]).astimezone(UTC),
+        datetime.fromisoformat(value["when"]).astimezone(UTC),
         str(value.get("detail", "")),
         str(value.get("instance", "")),
     )

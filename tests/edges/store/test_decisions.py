@@ -72,7 +72,7 @@ def test_a_record_tells_evidence_and_holds_in_wall_time(log: Decisions) -> None:
             "good": False,
             "count": 4,
             "first": "2026-03-01T12:00:08.500Z",
-            "last": "2026-03-01T12:00:09.000Z",
+            "when": "2026-03-01T12:00:09.000Z",
             "detail": "no answer within 0.06 s",
             "instance": "10.0.0.5:8080",
         }
