@@ -9,6 +9,7 @@ from sidecar.probes.attempt import Attempt, Failed, now
 PATH = "/grpc.health.v1.Health/Check"
 MAX_RECEIVED = 64 * 1024
 MAX_MESSAGE = 1024
+SETTINGS = 4
 
 _SERVING = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 _CODES = {
@@ -57,6 +58,7 @@ class _Call:
         self._connection = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self._head: dict[bytes, bytes] = {}
         self._message = bytearray()
+        self._first = b""
         self.has_head = False
         self.is_done = False
 
@@ -86,6 +88,7 @@ class _Call:
         from h2 import events
         from h2.exceptions import H2Error
 
+        self._check_preface(data)
         try:
             happened = self._connection.receive_data(data)
         except (H2Error, ValueError, IndexError) as error:
@@ -104,6 +107,13 @@ class _Call:
         if len(self._message) > MAX_MESSAGE:
             raise Failed(Reason.BAD_RESPONSE, f"the health answer is longer than {MAX_MESSAGE} bytes")
         return self._connection.data_to_send()
+
+    def _check_preface(self, data: bytes) -> None:
+        """A server begins with SETTINGS (RFC 9113, 3.4). h2 would wait for the millions of bytes that `HTTP/1.1` means as a frame."""
+        if len(self._first) < 4:
+            self._first += data[:24]
+            if len(self._first) >= 4 and (self._first[3] != SETTINGS or self._first[:2] != b"\0\0"):
+                raise Failed(Reason.BAD_RESPONSE, f"not a valid HTTP/2 answer; it began {self._first!r}")
 
     def judge(self) -> None:
         """`Failed` unless the complete answer says SERVING."""

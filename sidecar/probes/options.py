@@ -43,9 +43,9 @@ class Kind(StrEnum):
 def parse_statuses(written: object) -> tuple[tuple[int, int], ...]:
     """Ranges of HTTP status codes, sorted and merged, from `200`, `"200-399"`, `"200-299, 304"` or a list of these."""
     if isinstance(written, list | tuple):
-        parts = [part for item in written for part in (item if isinstance(item, tuple) else [item])] if written else []
+        parts: list[object] = [f"{item[0]}-{item[1]}" if isinstance(item, tuple) else item for item in written]
     else:
-        parts = str(written).split(",") if isinstance(written, str) else [written]
+        parts = list(written.split(",")) if isinstance(written, str) else [written]
     ranges = sorted(_status_range(part) for part in parts)
     if not ranges:
         raise ValueError("name at least one status, as 200 or 200-399")
