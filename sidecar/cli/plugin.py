@@ -76,7 +76,7 @@ def list_plugins(write: Write, *, as_json: bool = False) -> int:
     return BAD if not plugins or any(plugin.problems for plugin in plugins) else FINE
 
 
-def new_plugin(name: str, folder: Path | None, write: Write) -> int:
+def new(name: str, folder: Path | None, write: Write) -> int:
     """Writes the template for a plugin NAME into a new folder, default `./lb-sidecar-NAME`."""
     try:
         _assert_free(name)
@@ -90,7 +90,7 @@ def new_plugin(name: str, folder: Path | None, write: Write) -> int:
     return FINE
 
 
-def check_plugin(name: str, options_file: Path | None, write: Write, *, pools: Sequence[str] = ()) -> int:
+def check(name: str, options_file: Path | None, write: Write, *, pools: Sequence[str] = ()) -> int:
     """Loads the plugin NAME (or `module:Class`), checks what it declares; with options, opens it, observes once and shows it.
 
     `pools`: what to observe; default all that the plugin lists.
@@ -302,4 +302,4 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:500]
 
 
-__all__ = ["Option", "Plugin", "check_plugin", "list_plugins", "new_plugin"]
+__all__ = ["Option", "Plugin", "check", "list_plugins", "new"]

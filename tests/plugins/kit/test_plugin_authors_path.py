@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli.plugin import new_plugin
+from sidecar.cli.plugin import new
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "plugin_template"
@@ -42,7 +42,7 @@ def blocks(file_name: str) -> str:
 
 
 def test_the_example_is_what_plugin_new_writes(tmp_path: Path) -> None:
-    assert new_plugin("acme", tmp_path / "acme", lambda line: None) == 0
+    assert new("acme", tmp_path / "acme", lambda line: None) == 0
 
     written = {file.name: file.read_text() for file in (tmp_path / "acme").iterdir()}
     assert written == {file.name: file.read_text() for file in EXAMPLE.iterdir() if file.is_file()}
@@ -53,7 +53,7 @@ def test_the_example_conforms() -> None:
 
 
 def test_a_new_plugin_of_any_name_conforms(tmp_path: Path) -> None:
-    assert new_plugin("my_box2", tmp_path / "box", lambda line: None) == 0
+    assert new("my_box2", tmp_path / "box", lambda line: None) == 0
 
     assert passed(run_pytest(tmp_path / "box")) >= RULES_AT_LEAST
     assert "class MyBox2(Balancer)" in (tmp_path / "box" / "my_box2_lb.py").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli.plugin import check_plugin, list_plugins, new_plugin
+from sidecar.cli.plugin import check, list_plugins, new
 
 GOOD = '''
 import os, socket
@@ -130,7 +130,7 @@ class TestNew:
     def test_writes_a_package_and_says_what_is_next(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
         monkeypatch.chdir(tmp_path)
 
-        assert new_plugin("mine", None, said.append) == 0
+        assert new("mine", None, said.append) == 0
 
         assert {file.name for file in (tmp_path / "lb-sidecar-mine").iterdir()} == {
             "mine_lb.py",
@@ -142,20 +142,20 @@ class TestNew:
 
     @pytest.mark.parametrize("name", ["", "Acme", "a-b", "../a", "class", "1a", "a\n", "é", "a" * 40, "a/b"])
     def test_refuses_a_name_that_cannot_be_one(self, name: str, tmp_path: Path, said: Said) -> None:
-        assert new_plugin(name, tmp_path / "new", said.append) == 2
+        assert new(name, tmp_path / "new", said.append) == 2
 
         assert "cannot name a plugin" in said.text
         assert not (tmp_path / "new").exists()
 
     def test_refuses_a_name_that_is_taken(self, site: Path, said: Said) -> None:
-        assert new_plugin("good", site / "new", said.append) == 2
+        assert new("good", site / "new", said.append) == 2
         assert f"registered by {PACKAGE} already" in said.text
 
     def test_never_writes_into_what_is_there(self, tmp_path: Path, said: Said) -> None:
         (tmp_path / "kept").write_text("mine")
 
-        assert new_plugin("mine", tmp_path, said.append) == 2
-        assert new_plugin("mine", tmp_path / "kept", said.append) == 2
+        assert new("mine", tmp_path, said.append) == 2
+        assert new("mine", tmp_path / "kept", said.append) == 2
 
         assert [file.name for file in tmp_path.iterdir()] == ["kept"]
         assert "name a new one" in said.text
@@ -163,7 +163,7 @@ class TestNew:
     def test_says_when_it_cannot_write(self, tmp_path: Path, said: Said) -> None:
         (tmp_path / "file").write_text("")
 
-        assert new_plugin("mine", tmp_path / "file" / "below", said.append) == 1
+        assert new("mine", tmp_path / "file" / "below", said.append) == 1
         assert "cannot write the template" in said.text
 
 
@@ -171,38 +171,38 @@ class TestCheck:
     def test_opens_looks_and_shows(self, site: Path, said: Said) -> None:
         file = options(site, 'plugin: good\npath: x\npools: {web: {a: "10.0.0.5:80 100", b: "[::1]:80"}}\n')
 
-        assert check_plugin("good", file, said.append) == 0
+        assert check("good", file, said.append) == 0
 
         assert "web/a at 10.0.0.5:80: serving, operator ready, weight 100, steps of 1 %" in said
         assert "web/b at [::1]:80: serving, operator ready, weight 1, steps of 1 %" in said
         assert said[-1] == "ok: sees 2 servers in 1 pools"
 
     def test_without_options_says_what_is_wanted(self, site: Path, said: Said) -> None:
-        assert check_plugin("good", None, said.append) == 0
+        assert check("good", None, said.append) == 0
         assert "give --options FILE with pools, path (required)" in said.text
 
     def test_takes_a_class_that_is_not_registered(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:Good", None, said.append) == 0
+        assert check(f"{PACKAGE}:Good", None, said.append) == 0
 
     def test_an_unknown_name_gets_a_hint(self, site: Path, said: Said) -> None:
-        assert check_plugin("godo", None, said.append) == 2
+        assert check("godo", None, said.append) == 2
         assert "no plugin 'godo': did you mean good?" in said.text
 
     def test_names_everything_wrong_with_a_class(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:NotYet", None, said.append) == 1
+        assert check(f"{PACKAGE}:NotYet", None, said.append) == 1
 
         for wrong in (
             "apply is not implemented",
             "api_version is 7",
             "traits is NoneType",
             "aclose is not a coroutine",
-            "Options lets unknown keys",
+            "Options is not a pydantic model",
         ):
             assert wrong in said.text
 
     @pytest.mark.parametrize(("value", "wrong"), [("Path", "is not a class derived from"), ("GOOD", "AttributeError")])
     def test_what_is_no_plugin_is_said(self, value: str, wrong: str, said: Said) -> None:
-        assert check_plugin(f"pathlib:{value}", None, said.append) == 1
+        assert check(f"pathlib:{value}", None, said.append) == 1
         assert wrong in said.text
 
     @pytest.mark.parametrize(
@@ -218,37 +218,37 @@ class TestCheck:
         ],
     )
     def test_bad_options_are_wrong_use(self, text: str, wrong: str, site: Path, said: Said) -> None:
-        assert check_plugin("good", options(site, text), said.append) == 2
+        assert check("good", options(site, text), said.append) == 2
         assert wrong in said.text
 
     def test_an_options_file_that_is_not_there_or_too_large(self, site: Path, said: Said) -> None:
-        assert check_plugin("good", site / "nowhere", said.append) == 2
-        assert check_plugin("good", options(site, "x: " + "y" * (1 << 20)), said.append) == 2
+        assert check("good", site / "nowhere", said.append) == 2
+        assert check("good", options(site, "x: " + "y" * (1 << 20)), said.append) == 2
         assert "cannot read the options" in said.text
         assert "is larger than" in said.text
 
     def test_io_at_construction_is_wrong(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:Touches", None, said.append) == 1
+        assert check(f"{PACKAGE}:Touches", None, said.append) == 1
         assert "os.listdir" in said.text
 
     def test_a_constructor_that_wants_more_is_wrong(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:Needs", None, said.append) == 1
+        assert check(f"{PACKAGE}:Needs", None, said.append) == 1
         assert "raised TypeError" in said.text
 
     def test_a_balancer_that_cannot_be_asked_is_a_bad_answer(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:Away", options(site, "{}"), said.append) == 1
+        assert check(f"{PACKAGE}:Away", options(site, "{}"), said.append) == 1
         assert "the balancer cannot be asked: nobody listens at /run/x.sock" in said.text
         assert "\x1b" not in said.text
 
     def test_any_other_exception_is_wrong(self, site: Path, said: Said) -> None:
-        assert check_plugin(f"{PACKAGE}:Leaks", options(site, "{}"), said.append) == 1
+        assert check(f"{PACKAGE}:Leaks", options(site, "{}"), said.append) == 1
         assert "BalancerError and nothing else, but it raised KeyError" in said.text
 
     def test_a_pool_that_is_not_there_is_a_bad_answer(self, site: Path, said: Said) -> None:
         file = options(site, 'pools: {web: {a: "10.0.0.5:80"}}\n')
 
-        assert check_plugin(f"{PACKAGE}:ManyPools", file, said.append) == 0
-        assert check_plugin(f"{PACKAGE}:ManyPools", file, said.append, pools=["web"]) == 0
-        assert check_plugin(f"{PACKAGE}:ManyPools", file, said.append, pools=["web", "wbe"]) == 1
+        assert check(f"{PACKAGE}:ManyPools", file, said.append) == 0
+        assert check(f"{PACKAGE}:ManyPools", file, said.append, pools=["web"]) == 0
+        assert check(f"{PACKAGE}:ManyPools", file, said.append, pools=["web", "wbe"]) == 1
         assert "name one with --pool" in said.text
         assert "no servers in pool wbe" in said.text
