@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from lbplugins.values import Operator
 from sidecar.core.model import HoldName, Judgement, Serving
@@ -85,11 +95,11 @@ class Latencies(Model):
 
 
 class Hold(Model):
-    """A named reason not to act, with its arithmetic in words. `instance`: its name, null = the whole service."""
+    """A named reason not to act, with its arithmetic in words. `instance`: address:port, "" = the whole service."""
 
-    name: HoldName
+    name: str = Field(examples=["max_ejected", "no_witness"], description="one of: " + ", ".join(HoldName))
     why: str
-    instance: str | None = None
+    instance: str = ""
 
 
 class Server(Model):
@@ -237,27 +247,31 @@ class Services(Model):
 
 
 class Evidence(Model):
-    """One reason to think so. `kind`: why an answer was not good, or a rule's name."""
+    """One reason to think so, `count` times from `first` to `last`. `kind`: why an answer was not good, or a rule's name."""
 
-    instance: str
     kind: str
     strength: str
     good: bool
-    when: When
     count: int = 1
+    first: When | None = None
+    last: When
     detail: str = ""
+    instance: str = ""
 
 
 class Decision(Model):
-    """Something that happened or was refused, by whom and why. `by`: rule:NAME, operator:NAME, token:NAME, balancer:own-check, outside."""
+    """Something that happened or was refused, by whom and why. `by`: rule:NAME, operator:NAME, token:NAME, balancer:own-check, outside.
 
-    id: str
+    `id` grows by one; `instance`: address:port or "".
+    """
+
+    id: int
     when: When
     kind: str
     by: str
     sentence: str
     service: str = ""
-    instance: str | None = None
+    instance: str = ""
     evidence: tuple[Evidence, ...] = ()
     holds: tuple[Hold, ...] = ()
     enforced: bool = True
@@ -317,7 +331,15 @@ Ttl = Annotated[
     Field(gt=0, le=TTL_MAX_S),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)$"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
-Sentence = Annotated[str, StringConstraints(max_length=500, strip_whitespace=True)]
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("one line of printable text, without line ends or control characters")
+    return text
+
+
+Sentence = Annotated[str, StringConstraints(max_length=500, strip_whitespace=True), AfterValidator(_one_line)]
 
 
 class _Timed(Body):
