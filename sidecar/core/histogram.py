@@ -72,7 +72,7 @@ class Histogram:
         if seconds >= FLOOR_S:
             if seconds > CEILING_S:
                 seconds = CEILING_S
-            at = int((log2(seconds) + 20.0) * self._per_octave) - self._low
+            at = int((log2(seconds) + _SHIFT) * self._per_octave) - self._low
             try:
                 if at < 0:
                     raise IndexError
@@ -140,10 +140,10 @@ class Histogram:
         return [(self._low + at, count) for at, count in enumerate(self._counts) if count]
 
     def add_index(self, index: int, times: int = 1) -> None:
-        """Count values known only by their bucket; sum, smallest and largest take the bucket's geometric middle. `index` 0 = zero."""
-        seconds = middle(index, self.scale) if index else 0.0
+        """Count values known only by what `index_of` said; the smallest and largest are then middles of buckets."""
+        seconds = middle(index) if index else 0.0
         if index:
-            self._put(index, times)
+            self._put(index >> SCALE - self.scale, times)
         else:
             self.zeros += times
             self.count += times
@@ -151,9 +151,9 @@ class Histogram:
         self._max = max(self._max, seconds)
 
     def to_json(self) -> dict[str, object]:
-        """Compact: `buckets` is a flat list of index steps and counts."""
+        """Compact: `buckets` is a flat list of steps from index to index, the first from -1, and counts."""
         flat: list[int] = []
-        last = 0
+        last = -1
         for at, count in self.buckets():
             flat += (at - last, count)
             last = at
@@ -165,8 +165,8 @@ class Histogram:
         """The histogram that `to_json` wrote; ValueError says what does not fit."""
         scale, zeros, ends, flat = _fields(value)
         made = cls(scale)
-        last = 0
-        highest = index_of(CEILING_S, scale)
+        last = -1
+        highest = index_of(CEILING_S) >> SCALE - scale
         for step, count in zip(flat[::2], flat[1::2], strict=True):
             last += step
             if step < 1 or count < 1 or last > highest:
@@ -240,11 +240,11 @@ class Histogram:
         part[:] = total.to_bytes(len(part), sys.byteorder)
 
 
-def index_of(seconds: float, scale: int = SCALE) -> int:
-    """The bucket of a duration, clamped like `add`; 0 = the zero bucket. At scale 6 at most 2130, so it fits 16 bits."""
+def index_of(seconds: float) -> int:
+    """The bucket of a duration at scale 6, clamped like `add`: 4 to 2130, so it fits 16 bits; 0 = the zero bucket."""
     if seconds < FLOOR_S:
         return 0
-    return int((log2(min(seconds, CEILING_S)) + _SHIFT) * float(1 << scale))
+    return int((log2(min(seconds, CEILING_S)) + _SHIFT) * (1 << SCALE))
 
 
 def middle(index: int, scale: int = SCALE) -> float:
