@@ -345,8 +345,8 @@ def set_ours(include: Include, server: Server, want: Setting, *, others_serve: b
     if want.weight_pct < 100 and not include.can_cut():
         raise IncludeFault("weights of this upstream cannot be cut (it hashes, or a weight is too large or oddly written)")
     changed = _writable(include, server, replace(server, ejected=want.serve is NONE, cut_pct=want.weight_pct))
-    if not others_serve and all(s.is_out for s in changed.servers) and not all(s.is_out for s in include.servers):
-        raise IncludeFault("it is the last server of this upstream that gets traffic; without it nginx answers 502")
+    if want.serve is NONE and not server.ejected and not others_serve and all(s.is_out for s in changed.servers):
+        raise IncludeFault("without it no server of this upstream would get traffic, and nginx would answer 502")
     return changed
 
 
@@ -354,7 +354,7 @@ def set_operator(include: Include, server: Server, serve: Serve) -> Include:
     """Our mark on the operator's axis made so: FULL takes only our own mark away. IncludeFault says why not."""
     if serve is Serve.DRAIN:
         raise IncludeFault("nginx cannot drain; use maint")
-    if serve is FULL and (server.down or server.drain):
+    if serve is FULL and not server.maintenance and (server.down or server.drain):
         raise IncludeFault("somebody wrote `down` or `drain` into the file by hand; take it out there")
     return _writable(include, server, replace(server, maintenance=serve is NONE))
 

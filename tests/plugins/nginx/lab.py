@@ -83,7 +83,7 @@ class NginxLab(Lab):
         self.instances = [_serve() for _ in range(3)]
         self.names = [f"127.0.0.1:{instance.server_address[1]}" for instance in self.instances]
         self.refs: Sequence[Ref] = [Ref(POOL, name) for name in self.names]
-        self.nominal = {name: 1 for name in self.names}
+        self.nominal = dict.fromkeys(self.names, 1)
         self.port = free_port()
         self.master: subprocess.Popen[bytes] | None = None
         self.servers_dir.mkdir(mode=0o755)
