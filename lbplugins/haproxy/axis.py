@@ -38,7 +38,7 @@ from lbplugins.values import (
     Setting,
 )  # fmt: skip
 
-CONFIGURED, ENABLED = 2, 4
+CONFIGURED, ENABLED, PAUSED = 2, 4, 8
 """Bits of a check's state."""
 
 IN_MAINTENANCE = 0x01 | 0x02 | 0x20
@@ -254,6 +254,8 @@ def _remarks(server: Server, lever: Lever, serve: Serve, past: Past | None, arou
         yield f"own check DOWN ({server.check_status}{': ' + server.last_check if server.last_check else ''})"
     if server.check & CONFIGURED and not server.check & ENABLED and lever is Lever.HEALTH:
         yield "its own check is switched off, not by us"
+    if server.check & CONFIGURED and server.check & PAUSED and not server.admin & IN_MAINTENANCE:
+        yield "its own check is stuck in pause; the operator's `state maint`, then `state ready`, start it again"
     if serve is DRAIN:
         yield "our ejection was undone and left its own check off"
     if serve is NONE and lever is Lever.HEALTH and past is None:
@@ -361,6 +363,15 @@ def unmet(after: Reading, change: Change) -> str:
     return "" if after.server.uweight == goal else f"weight {goal} was written, but HAProxy shows {after.server.uweight}"
 
 
+def mend(after: Reading, change: Change) -> list[Order]:
+    """What must be taken back at once when the operator's maintenance came between our look and our write.
+
+    HAProxy resumes a check at his `ready` only if it is switched on then; ours would leave it paused for good.
+    """
+    raced = change.on is OURS and change.want.serve is NONE and after.seen.operator is MAINTENANCE
+    return [Order(Verb.ENABLE_HEALTH)] if raced and after.lever is Lever.CHECK and not after.server.check & ENABLED else []
+
+
 def merge(views: Sequence[Seen]) -> Seen:
     """One server over several processes of one configuration: the most careful of each word.
 
@@ -410,6 +421,6 @@ def _total(views: Sequence[Seen]) -> Counters | None:
 
 
 __all__ = [
-    "OUR_WORD", "TAKES_WEIGHTS", "Around", "Lever", "Order", "Past", "Reading", "classify", "grain", "is_serving", "merge",
+    "OUR_WORD", "TAKES_WEIGHTS", "Around", "Lever", "Order", "Past", "Reading", "classify", "grain", "is_serving", "mend", "merge",
     "parse_note", "plan", "read", "remember", "settle", "target", "unmet", "why_refuse", "write_note",
 ]  # fmt: skip

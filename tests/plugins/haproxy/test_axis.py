@@ -54,7 +54,8 @@ OUR_D = Past(Lever.CHECK, 100, check_off=True)
         ("A in his maintenance", server(agent=22, agent_status="L7OK", agent_health=1, agent_rise=1, op=0, admin=1),
          None, True, "A", FULL, MAINTENANCE, False),
         ("A, own check down",
-         server(agent=22, agent_status="L7OK", agent_health=1, agent_rise=1, op=0, check=6, check_health=0, check_rise=2), None, True, "A", FULL, READY, False),
+         server(agent=22, agent_status="L7OK", agent_health=1, agent_rise=1, op=0, check=6, check_health=0, check_rise=2),
+         None, True, "A", FULL, READY, False),
         ("B up", UNANSWERED, None, False, "B", FULL, READY, True),
         ("B down", PUSHED_DOWN, None, False, "B", NONE, READY, False),
         ("B from a state file: agent's health reads good", server(agent=22, agent_status="L4CON", agent_health=1, agent_rise=1, op=0),
@@ -78,7 +79,7 @@ OUR_D = Past(Lever.CHECK, 100, check_off=True)
         ("E up", PLAIN, None, False, "E", FULL, READY, True),
         ("E down", PLAIN_DOWN, Past(Lever.HEALTH, 100), False, "E", NONE, READY, False),
         ("E down and his drain", server(op=0, admin=8), Past(Lever.HEALTH, 100), False, "E", NONE, DRAINING, False),
-        ("E in his maintenance: his ready undoes ours", server(op=0, admin=1), Past(Lever.HEALTH, 100), False, "E", FULL, MAINTENANCE, False),
+        ("E in his maintenance", server(op=0, admin=1), Past(Lever.HEALTH, 100), False, "E", FULL, MAINTENANCE, False),
         ("his drain", server(admin=8), None, False, "E", FULL, DRAINING, False),
         ("inherited drain", server(admin=0x10), None, False, "E", FULL, DRAINING, False),
         ("inherited maintenance", server(op=0, admin=0x02), None, False, "E", FULL, MAINTENANCE, False),
@@ -286,3 +287,24 @@ def test_several_processes_are_one_server_at_its_most_careful() -> None:
     assert axis.merge([Seen(), Seen(writable="no")]).writable == "no"
     differing = axis.merge([Seen(weight=100), Seen(weight=50)])
     assert differing.grain_pct == 100 and "differs" in differing.remark
+
+
+@pytest.mark.parametrize(
+    ("row", "want", "orders"),
+    [
+        (server(check=10, op=0, admin=1), OUT := Setting(NONE), [Order(Verb.ENABLE_HEALTH)]),
+        (server(check=14, op=0, admin=1), OUT, []),
+        (CHECK_OFF_DOWN, OUT, []),
+        (server(op=0, admin=1), OUT, []),
+        (server(check=10, op=0, admin=1), Setting(), []),
+    ],
+)
+def test_a_check_switched_off_under_his_maintenance_is_switched_on_at_once(row: Server, want: Setting, orders: list[Order]) -> None:
+    past = OUR_D if row.check else None
+
+    assert axis.mend(read(row, past, Around()), Change(REF, want)) == orders
+
+
+def test_a_check_stuck_in_pause_is_told() -> None:
+    assert "stuck in pause" in read(server(check=14), None, Around()).seen.remark
+    assert "stuck" not in read(server(check=14, op=0, admin=1), None, Around()).seen.remark

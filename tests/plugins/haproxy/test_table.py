@@ -11,13 +11,15 @@ from lbplugins.haproxy.table import Server, algorithms, join, parse_old_workers,
 from lbplugins.values import Address, Counters, Ref
 
 STATES = """1
-# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_check_state srv_agent_state srv_fqdn srv_port srv_agent_addr srv_agent_port
+# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_check_state srv_agent_state \
+srv_fqdn srv_port srv_agent_addr srv_agent_port
 3 e 1 s1 127.0.0.1 2 0 50 100 0 22 - 28441 - 7001
 3 e 2 v6 ::1 0 5 1 1 8 0 - 28442 - 0
 3 e 3 unix - 2 0 1 1 0 0 - 0 - 0
 3 e 4 lost - 0 32 1 1 0 0 nosuch.invalid 80 - 0
 """
-STATS = """# pxname,svname,scur,status,weight,bck,econ,eresp,wretr,hrsp_5xx,req_tot,type,algo,agent_status,agent_health,agent_rise,last_agt,check_rise,
+STATS = """# pxname,svname,scur,status,weight,bck,econ,eresp,wretr,hrsp_5xx,req_tot,type,\
+algo,agent_status,agent_health,agent_rise,last_agt,check_rise,
 e,s1,7,UP,50,0,1,2,3,4,99,2,,* L7OK,1,1,"via agent : down (a, ""b""
 
 c)",,
