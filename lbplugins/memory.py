@@ -65,7 +65,7 @@ class Memory(Balancer):
 
     def __init__(self, options: BaseModel, box: Box | None = None) -> None:
         super().__init__(options)
-        self.named: dict[str, dict[str, str]] = options.pools if isinstance(options, MemoryOptions) else {}
+        self.named = MemoryOptions.model_validate(options).pools
         self.box = box or Box({Ref(pool, name): read_server(text) for pool, names in self.named.items() for name, text in names.items()})
 
     async def pools(self) -> frozenset[str]:

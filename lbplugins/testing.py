@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ from lbplugins.values import (
 OPERATOR_AFTER = {FULL: READY, DRAIN: DRAINING, NONE: MAINTENANCE}
 POLL_S = 0.02
 CANCELLED_AT_MOST = 24
+NOTE_MAX = 4096
 WEIGHTS = (1, 50, 99, 100)
 
 T = TypeVar("T")
@@ -145,7 +147,10 @@ class Driver:
                 return "" if ok else f"asked for {want.serve} on the operator's axis, but observe shows operator {seen.operator}"
             return "" if alike(seen.ours, want, seen.grain_pct) else f"asked for {say(want)} on our axis, observe shows {say(seen.ours)}"
 
-        return (await self.until(ref, lambda picture: shown(picture) or self.lie(ref, picture[ref])))[ref]
+        seen = (await self.until(ref, lambda picture: shown(picture) or self.lie(ref, picture[ref])))[ref]
+        if want == Setting() == seen.ours and seen.operator is READY:
+            self.notes.pop(ref, None)  # nothing of ours is left: the sidecar forgets the note
+        return seen
 
     async def until(self, ref: Ref, problem: Callable[[Picture], str]) -> Picture:
         """Observes until there is no problem, the last time after `settle_s` has passed; then fails with it."""
@@ -327,6 +332,25 @@ class BalancerConformance:
             assert not pools or driver.pools <= pools, (
                 f"pools() gives all pools or none; it gave {sorted(pools)} and not {sorted(driver.pools)}"
             )
+
+        _run(lab, rule)
+
+    def test_members_that_it_has_change_nothing(self, lab: Lab) -> None:
+        async def rule(driver: Driver) -> None:
+            await driver.make(lab.refs[0], Setting(NONE))
+            before, effort, truths = await driver.see(), lab.effort(), _truths(lab)
+            known: dict[str, dict[Ref, Address]] = {pool: {} for pool in driver.pools}
+            for ref, seen in before.items():
+                if seen.address is not None:
+                    known[ref.pool][ref] = seen.address
+
+            await driver.within(driver.plugin.members(known), "members")
+
+            after = await driver.see()
+            for ref in lab.refs:
+                _assert_same(ref, before[ref], after[ref], "members() with the servers that the balancer has changes nothing")
+            assert _truths(lab) == truths, "members() with the servers that the balancer has changes nothing"
+            assert lab.effort() == effort, "members() with the servers that the balancer has must not tell it anything (or reload it)"
 
         _run(lab, rule)
 
@@ -834,7 +858,26 @@ class BalancerConformance:
 
         _run(lab, rule)
 
-    # ---- closing ----
+    # ---- where it runs, closing ----
+
+    def test_works_on_a_thread_of_its_own(self, lab: Lab) -> None:
+        async def rule() -> None:
+            async with opened(lab) as driver:
+                await driver.make(lab.refs[0], Setting(NONE))
+                await driver.make(lab.refs[0], Setting())
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            try:
+                thread.submit(asyncio.run, rule()).result()
+            except Exception as error:
+                pytest.fail(f"each plugin runs on a thread and loop of its own, not the main one; there: {type(error).__name__}: {error}")
+
+    def test_every_writer_sees_the_same_lock(self, lab: Lab) -> None:
+        plugins = lab.plugin(), lab.plugin()
+        one, other = (plugin.lock_path() for plugin in plugins)
+
+        assert one == other, f"lock_path() is beside what the balancer owns, the same for every writer of it: {one} and {other}"
+        assert one is None or (isinstance(one, str) and one.startswith("/")), f"lock_path() is an absolute path or None, not {one!r}"
 
     def test_close_is_idempotent(self, lab: Lab) -> None:
         async def rule() -> None:
@@ -911,6 +954,7 @@ def _assert_well_formed(ref: Ref, seen: Seen) -> None:
     assert seen.weight >= 0, f"{ref}: the operator's weight is not negative: {seen.weight}"
     assert 0 <= seen.settle_s < 3600, f"{ref}: settle_s is seconds, 0 to an hour, not {seen.settle_s}"
     assert seen.address is None or isinstance(seen.address, Address), f"{ref}: `address` is an Address or None, not {seen.address!r}"
+    assert isinstance(seen.note, str) and len(seen.note) <= NOTE_MAX, f"{ref}: `note` is text of at most {NOTE_MAX} characters"
     assert "\n" not in seen.remark, f"{ref}: `remark` is one line"
 
 

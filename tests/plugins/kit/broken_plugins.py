@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from lbplugins.values import (
     OURS,
     READY,
     Change,
+    Pools,
     Ref,
     Refusal,
     Seen,
@@ -102,6 +104,42 @@ class FailsOnUnknownPool(Memory):
 class ListsHalf(Memory):
     async def pools(self) -> frozenset[str]:
         return frozenset(sorted(await super().pools())[:1])
+
+
+class FillsAnew(Memory):
+    """Starts all servers anew whenever discovery speaks, and so returns what is out."""
+
+    async def members(self, pools: Pools) -> None:
+        for servers in pools.values():
+            for ref, address in servers.items():
+                put(self.box, ref, Seen(address=address, weight=self.box.servers[ref].weight))
+
+
+class NeedsTheMainThread(Memory):
+    """Catches a signal."""
+
+    async def open(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, lambda: None)
+
+    async def aclose(self) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR2)
+
+
+class LocksAlone(Memory):
+    """Each object has a lock of its own, so that two may write."""
+
+    def lock_path(self) -> str | None:
+        return f"/run/memory-{id(self)}.lock"
+
+
+class LocksWhereItStands(Memory):
+    def lock_path(self) -> str | None:
+        return "memory.lock"
+
+
+class NotesTooMuch(Memory):
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        return {ref: replace(seen, note="x" * 100_000) for ref, seen in (await super().observe(pools, notes)).items()}
 
 
 class WritesOnObserve(Memory):
@@ -533,6 +571,11 @@ CAUGHT_BY: dict[type[Memory] | type[OneRegister], str] = {
     AllPools: "test_observes_only_the_pools_asked_for",
     FailsOnUnknownPool: "test_leaves_out_a_pool_it_does_not_have",
     ListsHalf: "test_lists_pools_it_can_observe",
+    FillsAnew: "test_members_that_it_has_change_nothing",
+    NeedsTheMainThread: "test_works_on_a_thread_of_its_own",
+    LocksAlone: "test_every_writer_sees_the_same_lock",
+    LocksWhereItStands: "test_every_writer_sees_the_same_lock",
+    NotesTooMuch: "test_observes_every_server",
     WritesOnObserve: "test_observing_changes_nothing",
     Caches: "test_sees_an_operators_edit",
     CachesWeights: "test_sees_an_operators_weight",
