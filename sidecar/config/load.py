@@ -102,19 +102,19 @@ class Loaded:
         return self.config
 
 
-def find_config(argument: str | os.PathLike[str] | None = None, env: Mapping[str, str] = os.environ) -> Path:
+def find_config(argument: str | os.PathLike[str] | None = None, env: Mapping[str, str] = os.environ, default: Path = DEFAULT_PATH) -> Path:
     """The configuration to use: the argument, $LB_SIDECAR_CONFIG, the default path. ConfigError if there is none."""
     if argument is not None:
         return Path(argument)
     if env.get(VARIABLE):
         return Path(env[VARIABLE])
-    if DEFAULT_PATH.exists():
-        return DEFAULT_PATH
+    if default.exists():
+        return default
     message = (
         f"no configuration: give its path, set {VARIABLE}, or write one, as: "
         "lb-sidecar init --haproxy /etc/haproxy/haproxy.cfg > lb-sidecar.yaml"
     )
-    raise ConfigError([Problem(str(DEFAULT_PATH), 1, 1, "", message)])
+    raise ConfigError([Problem(str(default), 1, 1, "", message)])
 
 
 def load(path: Path) -> Loaded:

@@ -1,4 +1,4 @@
-"""The JSON Schema of the configuration file, for editors and other checkers. `python -m sidecar.config.schema` writes the shipped copy."""
+"""The JSON Schema of the configuration file, for editors and other checkers; `write` makes the shipped copy anew."""
 
 from __future__ import annotations
 
@@ -59,5 +59,6 @@ def text() -> str:
     return json.dumps(json_schema(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Brings the shipped copy up to date."""
     SHIPPED.write_text(text(), encoding="utf-8")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
+from pydantic import BaseModel
+
+from lbplugins.values import Address
 from sidecar.config.models import Config, ServiceOptions
 from sidecar.discovery.options import Instances
 from sidecar.probes.options import Kind, ProbeSpec
@@ -21,7 +26,7 @@ def shape(config: Config) -> dict[str, Any]:
         "log": _dump(config.log),
         "pace": _dump(config.pace),
         "balancers": {
-            name: {"plugin": balancer.plugin, "mode": balancer.mode.value, **_dump(balancer.options)}
+            name: {"plugin": balancer.plugin, "mode": balancer.mode.value, **_options(balancer.options)}
             for name, balancer in config.balancers.items()
         },
         "services": {name: _service(service) for name, service in config.services.items()},
@@ -43,6 +48,26 @@ def _api(config: Config) -> dict[str, Any]:
         if not dumped[key]:
             del dumped[key]
     return dumped
+
+
+def _options(options: BaseModel) -> dict[str, Any]:
+    """A plugin's own keys. Its model may hold any type: what YAML does not know is shown as the text that it prints."""
+    dumped: dict[str, Any] = _simple(options.model_dump(by_alias=True, exclude_none=True))
+    return dumped
+
+
+def _simple(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return _simple(value.value)
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _simple(entry) for key, entry in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((_simple(entry) for entry in value), key=str)
+    if isinstance(value, list | tuple) and not isinstance(value, Address):
+        return [_simple(entry) for entry in value]
+    return str(value)
 
 
 def _dump(model: Any) -> dict[str, Any]:

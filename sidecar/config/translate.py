@@ -172,7 +172,7 @@ def model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel
     for step in loc:
         candidates = list(_models(annotation)) if not isinstance(step, int) else []
         field = next((info for found in candidates for key, info in found.model_fields.items() if step in (key, info.alias)), None)
-        branch = next((found for found in candidates if found.__name__ == step), None)
+        branch = next((found for found in candidates if re.search(rf"\b{found.__name__}\b", str(step))), None)
         annotation = field.annotation if field is not None else branch or _inside(annotation)
         if annotation is None:
             return None

@@ -120,7 +120,7 @@ class Instances(Options):
         schema = handler.resolve_ref_schema(handler(core))
         properties = schema["properties"]
         static = {key: value for key, value in properties["static"].items() if key not in ("default", "title")}
-        static["items"] = {"anyOf": [{"type": "string"}, static["items"]]}
+        static["items"] = {"anyOf": [{"type": "string", "pattern": _ADDRESS}, static["items"]]}
         dns = {"anyOf": [{"type": "string"}, properties["dns"]["anyOf"][0]]}
         file = {"anyOf": [{"type": "string"}, properties["file"]["anyOf"][0]]}
         return {
