@@ -43,6 +43,8 @@ class Resolver:
 
     async def resolve(self, host: str, port: int, deadline: float) -> tuple[socket.AddressFamily, SockAddr]:
         """Where to dial; an IP costs nothing. LookupFailed, or NeverAsked for an address we refuse."""
+        if not 1 <= port <= 65535:
+            raise NeverAsked(f"{host}: {port} is no port; the name lookup would silently take another")
         try:
             family, address = _numeric(host, port)
         except socket.gaierror:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import ssl
 import struct
@@ -283,7 +284,7 @@ class Grpc:
 
 
 class Kept:
-    """Answers on kept connections and ends idle ones when told: `end(fin or reset)`."""
+    """Answers on kept connections, and ends or disturbs all idle ones when told."""
 
     def __init__(self, headers: bytes = b"") -> None:
         self.headers = headers
@@ -292,24 +293,34 @@ class Kept:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
+        self._end: dict[socket.socket, Behaviour] = {}
 
     def __call__(self, sock: socket.socket) -> None:
         self.open.append(sock)
-        while read_request(sock):
-            with self._lock:
-                self.requests += 1
-                self._at_once += 1
-                self.most_at_once = max(self.most_at_once, self._at_once)
-            time.sleep(0.002)
-            with self._lock:
-                self._at_once -= 1
-            sock.sendall(answer(headers=self.headers))
+        while True:
+            # Each connection is ended by the thread that reads it: closing it from another would leave that one waiting.
+            if end := self._end.get(sock):
+                end(sock)
+                return
+            if select.select([sock], [], [], 0.01)[0]:
+                if not read_request(sock):
+                    return
+                self._answer(sock)
+
+    def _answer(self, sock: socket.socket) -> None:
+        with self._lock:
+            self.requests += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        time.sleep(0.002)
+        with self._lock:
+            self._at_once -= 1
+        sock.sendall(answer(headers=self.headers))
 
     def end_idle(self, how: Behaviour) -> None:
-        """End all open connections."""
+        """End all open connections, soon."""
         ended, self.open = self.open, []
-        for sock in ended:
-            how(sock)
+        self._end.update((sock, how) for sock in ended)
 
 
 def fin(sock: socket.socket) -> None:

@@ -260,6 +260,14 @@ async def test_forbidden_address_is_never_dialed(host: str) -> None:
     assert "never asked" in outcome.detail or "neither" in outcome.detail
 
 
+async def test_impossible_port_is_not_wrapped_into_another() -> None:
+    with zoo.Server(zoo.good) as server:
+        outcome = await ask(Address("127.0.0.1", server.address.port + 65536))
+
+        assert server.accepted == 0
+    assert (outcome.result, outcome.reason) == (Result.UNKNOWN, Reason.NAME_LOOKUP)
+
+
 async def test_own_network_is_evidence_of_nothing() -> None:
     outcome = await ask(Address("fe80::1", 80))  # link-local without an interface: our side cannot even try
 
