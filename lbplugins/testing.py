@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
@@ -1040,9 +1040,9 @@ async def _closes(plugin: Balancer, how: str) -> None:
         pytest.fail(f"aclose is safe {how}; it raised {type(error).__name__}: {error}")
 
 
-def rules(kit: type[BalancerConformance] = BalancerConformance) -> Iterable[str]:
-    """The names of the kit's tests, in their order."""
-    return [name for name in dir(kit) if name.startswith("test_")]
+def rules(kit: type[BalancerConformance] = BalancerConformance) -> Sequence[str]:
+    """The names of the kit's tests, sorted."""
+    return sorted(name for name in dir(kit) if name.startswith("test_"))
 
 
 __all__ = ["BalancerConformance", "Driver", "Lab", "alike", "expected_truth", "hostile", "opened", "rules"]

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from memory_lab import MemoryLab
 from pydantic import BaseModel
-from register_lab import OneRegister, RegisterLab
 
 from lbplugins.api import BalancerError
 from lbplugins.memory import Box, Memory
@@ -33,6 +31,8 @@ from lbplugins.values import (
     Setting,
     Traits,
 )  # fmt: skip
+from tests.plugins.kit.memory_lab import MemoryLab
+from tests.plugins.kit.register_lab import OneRegister, RegisterLab
 
 Notes = Mapping[Ref, str]
 Picture = Mapping[Ref, Seen]

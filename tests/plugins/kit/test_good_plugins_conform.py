@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from memory_lab import MemoryLab
-from register_lab import OneRegister, Plain, RegisterLab
 
 from lbplugins.memory import Memory
 from lbplugins.testing import BalancerConformance
 from lbplugins.values import Change, Refusal
+from tests.plugins.kit.memory_lab import MemoryLab
+from tests.plugins.kit.register_lab import OneRegister, Plain, RegisterLab
 
 
 class TestMemory(BalancerConformance):

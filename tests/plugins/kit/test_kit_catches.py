@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from broken_plugins import CAUGHT_BY, lab_of
-from memory_lab import MemoryLab
-from register_lab import OneRegister, RegisterLab
 
 from lbplugins.memory import Memory
 from lbplugins.testing import BalancerConformance, rules
+from tests.plugins.kit.broken_plugins import CAUGHT_BY, lab_of
+from tests.plugins.kit.memory_lab import MemoryLab
+from tests.plugins.kit.register_lab import OneRegister, RegisterLab
 
 Caught = (AssertionError, pytest.fail.Exception)
 """How the kit speaks; any other exception means that it fell over the fault instead of naming it."""
