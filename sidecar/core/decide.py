@@ -63,6 +63,7 @@ def decide(world: World, policy: Policy, now: float, services: Iterable[str] | N
         tuple(turn.asks.values()),
         (*world.events, *turn.events),
         now + (ALERT_WAKE_S if any(world.services[n].alert for n in world.services) else CALM_WAKE_S),
+        tuple(touched),
     )
 
 

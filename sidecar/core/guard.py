@@ -93,6 +93,11 @@ def is_out(state: InstanceState) -> bool:
     return (state.ejection is not None and not state.ejection.returning) or state.proposed is Act.EJECT
 
 
+def is_orphan(state: InstanceState, seen: Seen) -> bool:
+    """Out on our axis, but by no act of ours that we know of."""
+    return seen.ours.serve is Serve.NONE and state.ejection is None
+
+
 def serves(world: World, state: InstanceState) -> bool:
     """Does the instance get traffic anywhere? Without a balancer: unless we say no."""
     if is_out(state):

@@ -1,0 +1,386 @@
+"""A running sidecar: configuration in, service out. The only file that knows every edge by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from lbplugins.api import BalancerError
+from lbplugins.values import Address, Ref, TrafficSample, Traits
+from sidecar import __version__
+from sidecar.balancers.driver import Driver
+from sidecar.balancers.host import Host
+from sidecar.config import compose
+from sidecar.config.load import Loaded, load
+from sidecar.config.models import ANY, BalancerOptions, Config
+from sidecar.config.plugins import plugin_class
+from sidecar.core.model import Ask, Configured, Decision, Event, Fact, Instance, Learned, SelfChecked, Target
+from sidecar.core.policy import Mode, Policy
+from sidecar.core.samples import Own, Sample, Tallies, samples
+from sidecar.core.window import Latencies
+from sidecar.desk import Desk, wall_of
+from sidecar.discovery import source as discovery
+from sidecar.eventlog import EventLog
+from sidecar.journal.force import fold
+from sidecar.journal.intents import Intents
+from sidecar.journal.recorder import Recorder
+from sidecar.net.lag import LagMeter
+from sidecar.probes.engine import Engine
+from sidecar.publish import publishers
+from sidecar.reconcile import Reconciler
+from sidecar.store import clock, learned, lease, lock, state_dir
+from sidecar.store.decisions import Decisions
+from sidecar.supervise import Supervisor
+from sidecar.web.server import Server
+
+log = logging.getLogger("sidecar.app")
+
+SELF_CHECK_S = 0.25
+LEARNED_EVERY_S = 30.0
+POOLS_EVERY_S = 5.0
+RESERVED_DESCRIPTORS = 32
+STOP_WITHIN_S = 5.0
+ALIVE_WITHIN_S = 5.0
+
+
+class StartError(Exception):
+    """The sidecar cannot start; the message says what to do."""
+
+
+class App:
+    """One sidecar in this process. `start`, then `stop`; `loaded` must be free of errors."""
+
+    def __init__(self, loaded: Loaded, *, observe: bool = False) -> None:
+        self.loaded = loaded
+        self.observe = observe
+        self.config: Config = compose.observing(loaded.require()) if observe else loaded.require()
+        self.latencies = Latencies()
+        self.tallies = Tallies()
+        self.started_at = 0.0
+        self.drivers: dict[str, Driver] = {}
+        self._options: dict[str, BalancerOptions] = {}
+        self._pools_known: dict[str, frozenset[str]] = {}
+        self._tasks = Supervisor()
+        self._lag = LagMeter()
+        self._worst_lag = 0.0
+        self._process = psutil.Process()
+        self._own: Own | None = None
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Everything up. StartError when the state folder cannot be had; a balancer that is away is no reason not to start."""
+        self.started_at = clock.monotonic()
+        self.log = EventLog(self.config.log.level, self.config.log.format)
+        folder = state_dir.resolve(self.config.state.dir, os.environ)
+        self.state = folder.path
+        self.lease = lease.LeaseFile(self.state, clock.boot_id())
+        self._state_lock = await self._lock_state()
+        self._intents = await asyncio.to_thread(Intents.open, self.state, boottime=clock.boottime, boot_id=clock.boot_id(), wall=clock.wall)
+        for problem in self._intents.problems:
+            log.warning("%s", problem)
+        self._recorder = Recorder(self.state / "recorder", self.config.state.max_size)
+        self.decisions = Decisions(self.state / "decisions", max_bytes=self.config.state.max_size // 8)
+        self.reconciler = Reconciler(
+            prober=_Nobody(),
+            journal=self._intents,
+            recorder=self._recorder,
+            latencies=self.latencies,
+            on_decision=self._decided,
+            on_facts=self._took,
+        )
+        self._lag.start()
+        self.engine = Engine(deliver=self.reconciler.deliver, lag=self._lag, allow_commands=_belongs_to_root(self.loaded.files))
+        self.reconciler.set_prober(self.engine)
+        self._begin()
+        self.server = Server(self.config.api, Desk(self))
+        for line in await self.server.start():
+            log.warning("%s", line)
+        self._tasks.start("self-check", self._check_self)
+        self._tasks.start("lease", self._renew_lease)
+        self._tasks.start("learned", self._save_learned)
+        self._tasks.start("pools", self._follow_pools)
+        self._publishers = publishers(self.config.publish, self._samples, self.decisions)
+        for publisher in self._publishers:
+            self._tasks.start(f"publish-{publisher.name}", publisher.run)
+        log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, folder.origin)
+
+    def _begin(self) -> None:
+        stored = self._intents.replayed
+        adopted = fold(stored, clock.monotonic(), clock.boottime(), clock.boot_id(), clock.wall())
+        known = learned.load(self.state)
+        if known.fault:
+            log.warning("%s", known.fault)
+        self.engine.specs(compose.probe_specs(self.config))
+        facts: list[Fact] = [
+            replace(adopted, learned=known.targets),
+            Configured(self._policy(), clock.monotonic(), str(self.loaded.path)),
+        ]
+        self.reconciler.deliver(facts)
+        self._follow_config()
+
+    async def stop(self) -> None:
+        """Finish what is under way, give up nothing that is out: a lease covers it until we, or the release timer, come."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await self._tasks.aclose()
+                await self.server.stop()
+                await self.engine.aclose()
+                self.reconciler.close()
+                for driver in self.drivers.values():
+                    await driver.aclose()
+        self._lag.stop()
+        await asyncio.to_thread(self._last_words)
+
+    def _last_words(self) -> None:
+        self._save(self._learned())
+        self._recorder.close()
+        self._intents.close()
+        self.decisions.close()
+        self._state_lock.release()
+        self.log.close()
+
+    async def _lock_state(self) -> lock.Held:
+        said = False
+        while True:
+            held = await asyncio.to_thread(lock.acquire, self.state / "lock")
+            if isinstance(held, lock.Held):
+                return held
+            if isinstance(held, lock.Unusable):
+                raise StartError(held.why)
+            if not said:
+                log.warning("the state folder %s is in use by %s; waiting for its end", self.state, held.by)
+                said = True
+            await asyncio.sleep(0.2)
+
+    # ---- configuration ----
+
+    def _policy(self) -> Policy:
+        traits: dict[str, Traits] = {name: plugin_class(b.plugin).traits for name, b in self.config.balancers.items()}
+        return compose.policy(self.config, traits, self.loaded.hash)
+
+    def _follow_config(self) -> None:
+        """Drivers and sources as the configuration has them now."""
+        policy = self._policy()
+        for name in [n for n in self.drivers if n not in self.config.balancers]:
+            self._drop_driver(name)
+        for name, options in self.config.balancers.items():
+            if name in self.drivers and self._options.get(name) != options:
+                self._drop_driver(name)
+            if name not in self.drivers:
+                self.drivers[name] = self._new_driver(name, policy)
+            driver = self.drivers[name]
+            driver.policy = policy.balancers[name]
+            driver.pools = frozenset(pool for s in policy.services.values() for owner, pool in s.pools if owner == name)
+            driver.look()
+        self.reconciler.tellers = dict(self.drivers)
+        for task in [t for t in self._tasks.names() if t.startswith("source-")]:
+            self._tasks.stop(task)
+        for i, source in enumerate(compose.sources(self.config)):
+            self._tasks.start(f"source-{i}-{source.name}", partial(discovery.run, source, self.reconciler.deliver))
+
+    def _new_driver(self, name: str, policy: Policy) -> Driver:
+        options = self.config.balancers[name]
+        host = Host(name, partial(plugin_class(options.plugin), options.options))
+        deliver, loop = self.reconciler.deliver, asyncio.get_running_loop()
+        notes = partial(self.reconciler.notes_of, name)
+        driver = Driver(host, policy.balancers[name], deliver, notes, self.state / f"writer-{name}.lock")
+        host.listen(partial(loop.call_soon_threadsafe, self._heard, name))
+        self._options[name] = options
+        self._tasks.start(f"balancer-{name}", driver.run)
+        return driver
+
+    def _drop_driver(self, name: str) -> None:
+        self._tasks.stop(f"balancer-{name}")
+        driver = self.drivers.pop(name)
+        self._tasks.start(f"closing-{name}", driver.aclose)
+
+    async def reload(self, actor: str) -> list[str]:
+        """Take the file as it is now, or keep the old one and say every problem."""
+        fresh = await asyncio.to_thread(load, self.loaded.path)
+        if fresh.config is None or fresh.errors:
+            problems = [str(p) for p in fresh.errors]
+            self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
+            return problems
+        try:
+            config = compose.observing(fresh.config) if self.observe else fresh.config
+            self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
+        except ValueError as error:
+            self._tell("config", f"reload refused, the old configuration goes on: {error}")
+            return [str(error)]
+        self.loaded, self.config = fresh, config
+        self._expand()
+        self._configure(f"reloaded by {actor}")
+        return []
+
+    def _configure(self, word: str) -> None:
+        self.reconciler.deliver((Configured(self._policy(), clock.monotonic(), str(self.loaded.path)),))
+        self._follow_config()
+        self._tell("config", f"configuration {word} from {self.loaded.path}, hash {self.loaded.hash}")
+
+    def _expand(self) -> bool:
+        before = len(self.config.services)
+        for name, pools in self._pools_known.items():
+            self.config = compose.expand(self.config, name, pools)
+        return len(self.config.services) != before
+
+    async def _follow_pools(self) -> None:
+        """For the service `*`: which pools the balancers have."""
+        while True:
+            template = self.config.services.get(ANY)
+            for name in sorted(compose.any_balancers(template)) if template is not None else ():
+                with contextlib.suppress(BalancerError):
+                    self._pools_known[name] = await self.drivers[name].host.pools(5.0)
+            if self._expand():
+                self._configure("extended with pools that no service names")
+            await asyncio.sleep(POOLS_EVERY_S)
+
+    # ---- what goes on beside the loop ----
+
+    async def _check_self(self) -> None:
+        while True:
+            self._worst_lag = self._lag.worst_since_last()
+            fault = self.reconciler.journal_fault
+            if fault:
+                self.reconciler.try_journal()
+            standby = {n: d.standby for n, d in self.drivers.items() if d.standby and self._writes(n)}
+            self.reconciler.deliver(
+                (SelfChecked(clock.monotonic(), self._worst_lag, descriptors=_descriptors(self._process), journal=fault, standby=standby),)
+            )
+            for target in self.engine.targets() - self.reconciler.world.targets.keys():
+                self.engine.forget(target)
+            await asyncio.sleep(SELF_CHECK_S)
+
+    def _writes(self, balancer: str) -> bool:
+        policy = self.reconciler.world.policy.balancers.get(balancer)
+        return policy is not None and policy.mode is Mode.ACT
+
+    async def _renew_lease(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
+            except lease.LeaseError as error:
+                log.warning("%s", error)
+            await asyncio.sleep(lease.RENEW_S / 3)
+
+    async def _save_learned(self) -> None:
+        while True:
+            await asyncio.sleep(LEARNED_EVERY_S)
+            await asyncio.to_thread(self._save, self._learned())
+
+    def _save(self, known: Mapping[Target, Learned]) -> None:
+        with contextlib.suppress(learned.LearnedError):
+            learned.save(self.state, known)
+
+    def _learned(self) -> dict[Target, Learned]:
+        return {
+            name: Learned(t.good, t.median_s, t.slow_s)
+            for name, t in self.reconciler.world.targets.items()
+            if t.good >= self.reconciler.world.policy.pace.learn_good
+        }
+
+    def _decided(self, decision: Decision) -> None:
+        self.tallies.count_decision(decision)
+        if decision.events:
+            self.decisions.append(decision.events, wall_of)
+            for event in decision.events:
+                self.log.tell(event)
+
+    def _took(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self.tallies.count(fact, self.reconciler.world)
+
+    def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
+        """Real requests: their response times by instance. As evidence they are not used."""
+        for sample in batch:
+            instance = self._instance_of(balancer, sample.where)
+            if instance is None:
+                continue
+            good = sample.seconds is not None and 0 < sample.status < 500
+            if good and sample.seconds is not None:
+                self.latencies.add(instance, "traffic", sample.seconds, sample.at)
+            else:
+                self.latencies.fail(instance, "traffic", sample.at)
+            self.tallies.count_traffic(instance.service, good, sample.seconds)
+
+    def _instance_of(self, balancer: str, where: Ref | Address) -> Instance | None:
+        """Whose a request was: by server, or by address where the feed knows no more."""
+        picture = self.reconciler.world.balancers.get(balancer)
+        seen = picture.seen.get(where) if picture is not None and isinstance(where, Ref) else None
+        address = seen.address if seen is not None else where if isinstance(where, Address) else None
+        for name, policy in self.reconciler.world.policy.services.items():
+            pools = [pool for owner, pool in policy.pools if owner == balancer]
+            if address is None or not pools or (isinstance(where, Ref) and where.pool not in pools):
+                continue
+            if (found := Instance(name, address)) in self.reconciler.world.services[name].instances:
+                return found
+        return None
+
+    def _samples(self) -> list[Sample]:
+        world = self.reconciler.world
+        return samples(world, world.policy, self.latencies, clock.monotonic(), self.own())
+
+    def _tell(self, kind: str, sentence: str) -> None:
+        event = Event(kind, clock.monotonic(), "sidecar", sentence)
+        self.decisions.append((event,), wall_of)
+        self.log.tell(event)
+
+    def is_alive(self) -> bool:
+        """Decisions are being made."""
+        return clock.monotonic() - self.reconciler.turned_at < ALIVE_WITHIN_S
+
+    def own(self) -> Own:
+        """What we know of ourselves, for metrics and page."""
+        times = self._process.cpu_times()
+        return Own(
+            self.tallies,
+            __version__,
+            clock.monotonic() - self.started_at,
+            self._worst_lag,
+            self._process.memory_info().rss,
+            times.user + times.system,
+            self.reconciler.holds,
+            {p.name: p.count() for p in self._publishers},
+            recorder_dropped=self._recorder.dropped,
+        )
+
+    def notes(self) -> list[str]:
+        """What a person should know about this sidecar itself."""
+        found = [f"{name} failed and was started again: {why}" for name, why in self._tasks.faults.items()]
+        found += [f"{name}: {driver.warning}" for name, driver in self.drivers.items() if driver.warning]
+        return [*found, *([self._recorder.fault] if self._recorder.fault else [])]
+
+
+class _Nobody:
+    """Stands in until the engine, which needs the reconciler first, is there."""
+
+    def ask(self, ask: Ask) -> None:
+        raise AssertionError("nothing is asked before the engine is there")
+
+
+def _more(problems: Sequence[str]) -> str:
+    return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+
+
+def _belongs_to_root(files: Sequence[Path]) -> bool:
+    """Probes that run programs are believed only from files that root owns and nobody else can write."""
+    try:
+        return bool(files) and all(f.stat().st_uid == 0 and not f.stat().st_mode & 0o022 for f in files)
+    except OSError:
+        return False
+
+
+def _descriptors(process: psutil.Process) -> str:
+    """Why we could not open what a decision needs; "" while there are enough."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free = limit - process.num_fds()
+    return f"{free} file descriptors left of {limit}" if free < min(RESERVED_DESCRIPTORS, limit // 4) else ""

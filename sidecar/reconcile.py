@@ -1,0 +1,220 @@
+"""The loop that everything else hangs on: facts in, turn of the core, intents to disk, changes to balancers, questions to the prober.
+
+Owns the World. Synchronous between facts and effects: nothing here waits for a disk, a balancer or a sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from lbplugins.values import Change, Ref
+from sidecar.core.model import (
+    Act,
+    Ask,
+    Decision,
+    Fact,
+    Hold,
+    Intent,
+    Journaled,
+    Probed,
+    Result,
+    Resumed,
+    Tick,
+)
+from sidecar.core.turn import turn
+from sidecar.core.window import Latencies
+from sidecar.core.world import World
+from sidecar.journal.codec import encode
+from sidecar.journal.intents import JournalError
+from sidecar.journal.recorder import Recorder
+
+PAUSED_S = 2.0
+"""A gap between two turns longer than this means that we did not run; the self-check alone makes four a second."""
+
+
+class Journal(Protocol):
+    """Where intents are written down; blocks on the disk, so it is called from a thread."""
+
+    def append(self, intents: Sequence[Intent]) -> None: ...
+    def compact(self) -> None: ...
+
+
+class Prober(Protocol):
+    """What asks the targets."""
+
+    def ask(self, ask: Ask) -> None: ...
+
+
+class Teller(Protocol):
+    """One balancer's driver."""
+
+    def tell(self, changes: Sequence[Change]) -> None: ...
+
+
+class Reconciler:
+    """One per process. `deliver` from our loop, `deliver_threadsafe` from others."""
+
+    def __init__(
+        self,
+        *,
+        prober: Prober,
+        journal: Journal,
+        recorder: Recorder | None,
+        latencies: Latencies,
+        on_decision: Callable[[Decision], None],
+        on_facts: Callable[[Sequence[Fact]], None],
+    ) -> None:
+        """`on_facts` and `on_decision` hear of each turn after it; they must not wait."""
+        self.world = World()
+        self.tellers: Mapping[str, Teller] = {}
+        self.holds: tuple[Hold, ...] = ()
+        self.turns = 0
+        self.turned_at = float("-inf")
+        self._waiting: list[asyncio.Future[None]] = []
+        self.journal_fault = ""
+        self._loop = asyncio.get_running_loop()
+        self._prober, self._journal, self._recorder = prober, journal, recorder
+        self._latencies = latencies
+        self._on_decision, self._on_facts = on_decision, on_facts
+        self._inbox: list[Fact] = []
+        self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._pen = ThreadPoolExecutor(1, thread_name_prefix="intents")
+        self._holds_of: dict[str, tuple[Hold, ...]] = {}
+        self._is_closed = False
+
+    def deliver(self, facts: Sequence[Fact]) -> None:
+        """Facts for the next turn, which comes before anything else that waits for the loop."""
+        self._inbox.extend(facts)
+        if not self._due and not self._is_closed:
+            self._due = True
+            self._loop.call_soon(self._turn)
+
+    def deliver_threadsafe(self, facts: Sequence[Fact]) -> None:
+        self._loop.call_soon_threadsafe(self.deliver, facts)
+
+    def next_journaled(self) -> asyncio.Future[None]:
+        """Done when intents have next been written down (or could not be) and taken in."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(future)
+        return future
+
+    def set_prober(self, prober: Prober) -> None:
+        """The prober delivers to us and we ask it: one of the two must come second."""
+        self._prober = prober
+
+    def close(self) -> None:
+        """Decide nothing more; what is being written down is finished first."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pen.shutdown(wait=True)
+
+    # ---- one turn ----
+
+    def _turn(self) -> None:
+        self._due = False
+        if self._is_closed:
+            return
+        now = self._loop.time()
+        facts: Sequence[Fact] = self._inbox
+        self._inbox = []
+        if self.turns and now - self.turned_at > PAUSED_S:
+            facts = [Resumed(now, now - self.turned_at), *facts]
+        if self._recorder is not None and self._recorder.wants_segment:
+            self._recorder.begin(encode(self.world, World), self.world.policy, now, time.time())
+        decision, asks = turn(self.world, facts, now)
+        self.turns += 1
+        self.turned_at = now
+        if self._recorder is not None:
+            self._recorder.batch(now, facts, decision)
+        for ask in asks:
+            self._prober.ask(ask)
+        self._measure(facts, now)
+        self._on_facts(facts)
+        if self._waiting and any(isinstance(fact, Journaled) for fact in facts):
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+        if decision is not None:
+            self._carry_out(decision)
+
+    def _carry_out(self, decision: Decision) -> None:
+        self._keep_holds(decision)
+        if decision.intents:
+            self._write_down(decision.intents)
+        for name, changes in (decision.changes or {}).items():
+            if (teller := self.tellers.get(name)) is not None:
+                teller.tell(changes)
+        self._on_decision(decision)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(decision.wake_at, self._wake)
+
+    def _wake(self) -> None:
+        self.deliver((Tick(self._loop.time()),))
+
+    def _keep_holds(self, decision: Decision) -> None:
+        """A decision tells the holds of the services it looked at; the others' last ones stand."""
+        for name in decision.services:
+            self._holds_of[name] = tuple(h for h in decision.holds if h.service == name)
+        self.holds = tuple(h for name in self.world.services for h in self._holds_of.get(name, ()))
+
+    # ---- write-ahead ----
+
+    def _write_down(self, intents: tuple[Intent, ...]) -> None:
+        """Intents that will touch a balancer or bind us go to disk first; what is only told needs none."""
+        binding = tuple(i for i in intents if is_binding(i))
+        if len(binding) < len(intents):
+            self.deliver((Journaled(tuple(i for i in intents if i not in binding), self._loop.time()),))
+        if binding and not self._is_closed:
+            self._pen.submit(self._append, binding)
+
+    def _append(self, intents: tuple[Intent, ...]) -> None:
+        error = ""
+        try:
+            self._journal.append(intents)
+        except JournalError as failure:
+            error = str(failure)
+        self.journal_fault = error
+        self._loop.call_soon_threadsafe(self.deliver, (Journaled(intents, self._loop.time(), error),))
+
+    def try_journal(self) -> None:
+        """After a failure: see in the background whether the journal can be written again."""
+        if not self._is_closed:
+            self._pen.submit(self._try)
+
+    def _try(self) -> None:
+        try:
+            self._journal.compact()
+            self.journal_fault = ""
+        except JournalError as failure:
+            self.journal_fault = str(failure)
+
+    # ---- beside the way ----
+
+    def _measure(self, facts: Sequence[Fact], now: float) -> None:
+        for fact in facts:
+            if not isinstance(fact, Probed):
+                continue
+            outcome = fact.outcome
+            target = self.world.targets.get(outcome.target)
+            for instance in target.users if target is not None else ():
+                if outcome.result is Result.OK:
+                    self._latencies.add(instance, "probe", outcome.seconds, now)
+                elif outcome.result is Result.FAIL:
+                    self._latencies.fail(instance, "probe", now)
+
+    def notes_of(self, balancer: str) -> dict[Ref, str]:
+        """The last journaled note of each server of this balancer."""
+        return {server.ref: note for server, note in self.world.notes.items() if server.balancer == balancer}
+
+
+def is_binding(intent: Intent) -> bool:
+    """Must this be on disk before it is acted on? What observe mode only tells need not."""
+    return not (intent.ejection is not None and not intent.ejection.enforced and intent.act in (Act.EJECT, Act.RETURN, Act.FORGET))
