@@ -77,7 +77,8 @@ def test_observing_is_the_same_configuration_without_hands() -> None:
 
     composed = policy(observing(config), {})
 
-    assert {entry.mode for entry in (*composed.services.values(), *composed.balancers.values())} == {Mode.OBSERVE}
+    modes = {service.mode for service in composed.services.values()} | {balancer.mode for balancer in composed.balancers.values()}
+    assert modes == {Mode.OBSERVE}
     assert composed.services["shop"].rules == policy(config, {}).services["shop"].rules
 
 
