@@ -280,8 +280,8 @@ async def _look(plugin: Balancer, pools: frozenset[str], write: Write) -> None:
     if len(picture) > SHOWN_SERVERS:
         write(f"… and {len(picture) - SHOWN_SERVERS} more servers")
     if missing:
-        raise _Unusable(BAD, f"sees {len(picture)} servers in {len(asked) - len(missing)} of {len(asked)} pools")
-    write(f"ok: sees {len(picture)} servers in {len(asked)} pools")
+        raise _Unusable(BAD, f"sees {_counted(len(picture), 'server')} in {len(asked) - len(missing)} of {_counted(len(asked), 'pool')}")
+    write(f"ok: sees {_counted(len(picture), 'server')} in {_counted(len(asked), 'pool')}")
 
 
 def _said(ref: Ref, seen: Seen) -> str:
@@ -295,6 +295,10 @@ def _said(ref: Ref, seen: Seen) -> str:
     words += [f"cannot be written: {seen.writable}"] if seen.writable is not None else []
     words += [seen.remark] if seen.remark else []
     return ", ".join(words)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _one_line(text: str) -> str:

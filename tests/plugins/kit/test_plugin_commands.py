@@ -175,7 +175,7 @@ class TestCheck:
 
         assert "web/a at 10.0.0.5:80: serving, operator ready, weight 100, steps of 1 %" in said
         assert "web/b at [::1]:80: serving, operator ready, weight 1, steps of 1 %" in said
-        assert said[-1] == "ok: sees 2 servers in 1 pools"
+        assert said[-1] == "ok: sees 2 servers in 1 pool"
 
     def test_without_options_says_what_is_wanted(self, site: Path, said: Said) -> None:
         assert check("good", None, said.append) == 0
