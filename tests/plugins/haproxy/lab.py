@@ -151,8 +151,7 @@ frontend fe
                 )  # fmt: skip
             deadline = time.monotonic() + PATIENCE_S
             while self.process.poll() is None and time.monotonic() < deadline:
-                with suppress(OSError, KeyError):
-                    self.pid()
+                if self.quiet_pid() is not None and self.has_master():
                     return
                 time.sleep(0.01)
             self.stop()
@@ -166,8 +165,10 @@ frontend fe
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a worker that outlived its master
 
     def restart(self) -> None:
         self.stop()
@@ -185,9 +186,20 @@ frontend fe
             if time.monotonic() - asked > 3:  # a master that is still busy with its own start loses the signal
                 asked = time.monotonic()
                 self.process.send_signal(signal.SIGUSR2)
-            return self.quiet_pid() not in (None, before)
+            # For a moment both workers accept: only a row of answers from the new one says that the old has let go.
+            return all(self.quiet_pid() not in (None, before) for _ in range(20)) and self.has_master()
 
         wait_for(has_begun, "a new worker answers")
+
+    def has_master(self) -> bool:
+        """The master replaces itself at a reload, and is away meanwhile. Before it answers, a signal would kill or miss it."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.connect(self.master_socket)
+            connection.sendall(b"show proc\n")
+            connection.shutdown(socket.SHUT_WR)
+            return b"worker" in b"".join(iter(lambda: connection.recv(65536), b""))
+        return False
 
     def close(self) -> None:
         self.stop()

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -104,8 +105,12 @@ async def sidecar(*sockets: str, **options: object) -> AsyncIterator[Sidecar]:
         await made.plugin.aclose()
 
 
-async def eventually(true: Mapping[str, str] | object, what: str) -> None:
-    await asyncio.to_thread(wait_for, true, what)  # type: ignore[arg-type]
+def stands_still(pid: int) -> bool:
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+async def eventually(true: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(wait_for, true, what)
 
 
 OUT, BACK = Setting(NONE), Setting()
@@ -502,6 +507,7 @@ async def test_a_paused_haproxy_ends_at_the_deadline(version: str, origin: Origi
     try:
         async with sidecar(box.socket, timeout="300ms") as ours:
             os.kill(worker, signal.SIGSTOP)
+            await eventually(lambda: stands_still(worker), "every thread of the worker stands")
             with pytest.raises(BalancerError, match="no answer"):
                 await ours.plugin.observe(frozenset({"e"}), {})
     finally:
