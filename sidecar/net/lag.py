@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 TICK_S = 0.01
@@ -14,6 +15,7 @@ class LagMeter:
     """Measures its loop's lateness by a ticker every 10 ms; owns nothing else. Bounded: 4,096 late ticks.
 
     A stall is seen from the first tick that it delayed, so up to 10 ms of it stay unseen. Start it on the loop that it measures.
+    It reads the loops' clock by itself, since uvloop's `time()` stands still within a turn.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,7 @@ class LagMeter:
         """Begin to measure the running loop. Safe twice."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._arm(self._loop.time())
+            self._arm(time.monotonic())
 
     def stop(self) -> None:
         """End. What was measured stays readable. Safe twice."""
@@ -56,7 +58,7 @@ class LagMeter:
     def _overdue_within(self, start: float, end: float) -> float:
         if self._loop is None:
             return 0.0
-        return max(0.0, min(self._loop.time(), end) - max(self._due, start))
+        return max(0.0, min(time.monotonic(), end) - max(self._due, start))
 
     def _arm(self, now: float) -> None:
         assert self._loop is not None
@@ -65,7 +67,7 @@ class LagMeter:
 
     def _tick(self) -> None:
         assert self._loop is not None
-        now = self._loop.time()
+        now = time.monotonic()
         lateness = now - self._due
         if lateness >= WORTH_KEEPING_S:
             self._keep(now, lateness)

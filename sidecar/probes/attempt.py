@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import ssl
 import time
@@ -18,6 +17,7 @@ from sidecar.probes.expect import Expectation
 from sidecar.probes.options import Kind, ProbeSpec
 
 MAX_DETAIL = 200
+MAX_REQUESTS = 16384
 LEAST_LAG_S = 0.005
 LAG_SHARE = 0.2
 
@@ -50,12 +50,14 @@ class Failed(Exception):
 class Question:
     """A probe spec made ready to be asked many times."""
 
-    __slots__ = ("_requests", "context", "expectation", "spec")
+    __slots__ = ("context", "expectation", "requests", "spec")
 
     def __init__(self, spec: ProbeSpec) -> None:
         """Reads the TLS files now; ValueError names the one that is no good."""
         self.spec = spec
         self.expectation = Expectation(spec.expect)
+        self.requests: dict[Address, bytes] = {}
+        """Requests as sent, by address; the HTTP probe fills it, at most `MAX_REQUESTS`."""
         options = spec.tls_options
         alpn = {Kind.GRPC: ("h2",), Kind.HTTPS: ("http/1.1",)}.get(spec.kind, ())
         try:
@@ -192,8 +194,8 @@ async def conclude(attempt: Attempt, ask: Probe) -> Outcome:
 
 
 def now() -> float:
-    """Seconds on the running loop's monotonic clock."""
-    return asyncio.get_running_loop().time()
+    """Monotonic seconds. The clock of the loop, read anew: uvloop's own `time()` is a whole number of milliseconds, often stale."""
+    return time.monotonic()
 
 
 def one_line(text: str) -> str:

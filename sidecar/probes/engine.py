@@ -10,7 +10,7 @@ from itertools import count
 from sidecar.core.model import Ask, Fact, Nudged, Outcome, Probed, Reason, Result, Target
 from sidecar.net.dial import Resolver, Wire
 from sidecar.net.lag import LagMeter
-from sidecar.probes.attempt import Attempt, Question, conclude, one_line
+from sidecar.probes.attempt import Attempt, Question, conclude, now, one_line
 from sidecar.probes.kinds import PROBES
 from sidecar.probes.options import Kind, ProbeSpec
 
@@ -43,16 +43,16 @@ class _Budget:
 
     __slots__ = ("_at", "_most", "_rate", "_tokens")
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, at: float) -> None:
         self._rate = rate
         self._most = max(1.0, rate / 10)
         self._tokens = self._most
-        self._at = now
+        self._at = at
 
-    def take(self, now: float) -> float:
+    def take(self, at: float) -> float:
         """0 = taken; else the seconds until there is one."""
-        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
-        self._at = now
+        self._tokens = min(self._most, self._tokens + (at - self._at) * self._rate)
+        self._at = at
         if self._tokens < 1:
             return (1 - self._tokens) / self._rate
         self._tokens -= 1
@@ -78,7 +78,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._deliver = deliver
         self._lag = lag
-        self._budget = _Budget(budget_per_s, self._loop.time())
+        self._budget = _Budget(budget_per_s, now())
         self._max_in_flight = max_in_flight
         self._allow_commands = allow_commands
         self._resolver = Resolver()
@@ -179,17 +179,17 @@ class Engine:
     def _start_due(self) -> None:
         """Start all that is due, as far as the budget goes, earliest first; then sleep until the next."""
         self._timer, self._timer_at = None, float("inf")
-        now = self._loop.time()
+        woken = now()
         while self._heap and len(self._running) < self._max_in_flight:
             at, entry, state = self._heap[0]
             if state.entry != entry:
                 heapq.heappop(self._heap)
                 continue
-            if at > now + SLACK_S:
+            if at > woken + SLACK_S:
                 self._arm(at)
                 return
-            if wait_s := self._budget.take(now):
-                self._arm(now + wait_s)
+            if wait_s := self._budget.take(woken):
+                self._arm(woken + wait_s)
                 return
             heapq.heappop(self._heap)
             self._start(state)
@@ -211,7 +211,7 @@ class Engine:
 
     def _take_kept(self, state: _State, ask: Ask) -> Wire | None:
         is_turn = state.asked % FRESH_EVERY == FRESH_EVERY - 1
-        if ask.fresh or is_turn or self._loop.time() >= state.announced_at:
+        if ask.fresh or is_turn or now() >= state.announced_at:
             self._close_kept(state)
         kept, state.kept = state.kept, None
         return kept
@@ -228,7 +228,7 @@ class Engine:
         elif attempt.keep is not None:
             attempt.keep.close()
         if self._timer is None and self._heap and not self._is_closed:
-            self._arm(max(self._heap[0][0], self._loop.time()))
+            self._arm(max(self._heap[0][0], now()))
 
     def _outcome(self, target: Target, task: asyncio.Task[Outcome]) -> Outcome:
         if task.cancelled():
@@ -241,8 +241,8 @@ class Engine:
         return self._unasked(target, one_line(f"our own error: {error!r}"))
 
     def _unasked(self, target: Target, why: str) -> Outcome:
-        now = self._loop.time()
-        return Outcome(target, Result.UNKNOWN, now, now, Reason.CANCELLED, one_line(why))
+        at = now()
+        return Outcome(target, Result.UNKNOWN, at, at, Reason.CANCELLED, one_line(why))
 
     # ---- kept connections ----
 
@@ -252,15 +252,15 @@ class Engine:
             return
         state.kept = wire
         idle_s = float("inf") if attempt.keep_s is None else attempt.keep_s * ANNOUNCED_SHARE
-        state.announced_at = self._loop.time() + idle_s
+        state.announced_at = now() + idle_s
         wire.rest(lambda how, unasked: self._kept_ended(state, how, unasked))
 
     def _kept_ended(self, state: _State, how: str, unasked: bytes) -> None:
         self._close_kept(state)
-        now = self._loop.time()
+        at = now()
         is_idle_timeout = unasked.startswith((b"HTTP/1.1 408", b"HTTP/1.0 408"))
-        if now < state.announced_at and not is_idle_timeout:
-            self._send(Nudged(state.target, now, f"the idle connection was {how}" if not unasked else f"the idle connection {how}"))
+        if at < state.announced_at and not is_idle_timeout:
+            self._send(Nudged(state.target, at, f"the idle connection was {how}" if not unasked else f"the idle connection {how}"))
 
     def _close_kept(self, state: _State) -> None:
         if state.kept is not None:

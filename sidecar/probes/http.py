@@ -9,7 +9,7 @@ import httptools
 from lbplugins.values import Address
 from sidecar.core.model import Reason
 from sidecar.net.dial import Wire
-from sidecar.probes.attempt import Attempt, Failed, now
+from sidecar.probes.attempt import MAX_REQUESTS, Attempt, Failed, now
 from sidecar.probes.options import Kind, ProbeSpec
 
 MAX_HEAD = 64 * 1024
@@ -28,7 +28,7 @@ class _Stale(Exception):
 
 async def ask_http(attempt: Attempt) -> None:
     """Ask over the kept connection if there is one, else a fresh one. A stale kept one is replaced within the same deadline."""
-    request = render(attempt.spec, attempt.address)
+    request = _request(attempt)
     wire = attempt.reuse()
     if wire is not None:
         try:
@@ -38,6 +38,16 @@ async def ask_http(attempt: Attempt) -> None:
         else:
             return
     await _exchange(attempt, await attempt.dial(), request)
+
+
+def _request(attempt: Attempt) -> bytes:
+    known = attempt.question.requests
+    request = known.get(attempt.address)
+    if request is None:
+        if len(known) >= MAX_REQUESTS:
+            known.clear()
+        request = known[attempt.address] = render(attempt.spec, attempt.address)
+    return request
 
 
 def render(spec: ProbeSpec, address: Address) -> bytes:
