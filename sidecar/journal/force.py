@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from sidecar.core.model import Act, Adopted, Instance, Intent, ServerRef
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +49,26 @@ class InForce:
         instance = about(intent)
         for server, note in intent.notes:
             if note:
-                self.notes[server] = (*entry, note)
+                _put(self.notes, server, (*entry, note))
             else:
                 self.notes.pop(server, None)
         match intent.act:
             case Act.EJECT if intent.ejection is not None:
-                self.ejections[intent.ejection.instance] = entry
+                _put(self.ejections, intent.ejection.instance, entry)
             case Act.RETURN if instance is not None:
                 self._returning(instance)
             case Act.HANDS_OFF if instance is not None:
                 self._returning(instance)
                 self.hands_off = {each: (at, old) for each, (at, old) in self.hands_off.items() if not _has_ended(old, stored)}
-                self.hands_off[instance] = entry
+                _put(self.hands_off, instance, entry)
             case Act.FORGET if instance is not None:
                 self._forget(instance)
             case Act.OVERRIDE if intent.override is not None:
-                self.overrides[intent.override.instance, intent.override.owner] = entry
+                _put(self.overrides, (intent.override.instance, intent.override.owner), entry)
             case Act.CLEAR if intent.override is not None:
                 self.overrides.pop((intent.override.instance, intent.override.owner), None)
             case Act.FREEZE if intent.freeze is not None:
-                self.freezes[intent.freeze.service] = entry
+                _put(self.freezes, intent.freeze.service, entry)
             case Act.UNFREEZE:
                 self.freezes.pop(intent.freeze.service if intent.freeze is not None else "", None)
 
@@ -162,6 +166,12 @@ def about(intent: Intent) -> Instance | None:
     if intent.ejection is not None:
         return intent.ejection.instance
     return intent.override.instance if intent.override is not None else None
+
+
+def _put(table: dict[K, V], key: K, entry: V) -> None:
+    """Set it and move it to the end: a dict's order is that of the records."""
+    table.pop(key, None)
+    table[key] = entry
 
 
 def _has_ended(old: Stored, new: Stored) -> bool:

@@ -202,7 +202,7 @@ class Intents:
         path = self.path.with_name(f"{NAME}.bad-{numbers[-1] + 1 if numbers else 1}")
         try:
             path.write_bytes(bad)
-            for old in numbers[: len(numbers) + 1 - BAD_KEPT]:
+            for old in numbers[: max(0, len(numbers) + 1 - BAD_KEPT)]:
                 self.path.with_name(f"{NAME}.bad-{old}").unlink(missing_ok=True)
         except OSError as error:
             self.problems.append(f"{len(bad)} bytes that could not be trusted are lost: {path} cannot be written: {_words(error)}")

@@ -126,7 +126,10 @@ def _advice(path: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            cure = f"make {path.parent} writable for this user, or create the file once, reading it is enough: `install -m 0644 /dev/null {path}`"
+            cure = (
+                f"make {path.parent} writable for this user, or create the file once, `install -m 0644 /dev/null {path}`: "
+                "reading it is enough"
+            )
         case errno.ENOENT | errno.ENOTDIR:
             cure = f"create the folder {path.parent}"
         case errno.ELOOP | errno.EISDIR | errno.ENXIO:
