@@ -68,7 +68,7 @@ class Desk(Protocol):
         """Read the configuration again: the problems for which the old one was kept; empty = the new one is in force."""
 
     async def adopt(self, balancer: str, pool: str, diff: bool, actor: str) -> str:
-        """Take over what is out and not ours, or an edited file; with `diff` only say what that would be. ValueError: no such thing here."""
+        """Take over what is out and not ours, or an edited file; with `diff` only say what that would be. ValueError says what is wrong."""
 
 
 __all__ = ["Desk", "SelfHealth"]
