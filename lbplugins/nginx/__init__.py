@@ -2,5 +2,6 @@
 
 from lbplugins.nginx.options import NginxOptions
 from lbplugins.nginx.plugin import Nginx
+from lbplugins.nginx.traffic import LOG_FORMAT
 
-__all__ = ["Nginx", "NginxOptions"]
+__all__ = ["LOG_FORMAT", "Nginx", "NginxOptions"]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -19,7 +19,8 @@ from lbplugins.nginx.options import NginxOptions
 from lbplugins.nginx.picture import Pool
 from lbplugins.nginx.plan import Plan, bytes_of, in_order, pictured, text_of
 from lbplugins.nginx.servers import MAX_BYTES, IncludeFault, parse, render
-from lbplugins.values import Change, Ref, Refusal, Seen, Traits
+from lbplugins.nginx.traffic import Feed
+from lbplugins.values import Change, Ref, Refusal, Seen, TrafficSample, Traits
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -39,6 +40,7 @@ class Nginx(Balancer):
         self._build: tuple[str, process.Build] | None = None
         self._proven: dict[str, bytes] = {}
         self._writer: ThreadPoolExecutor | None = None
+        self._feeds: list[Feed] = []
 
     # ---- the contract ----
 
@@ -61,7 +63,17 @@ class Nginx(Balancer):
         """All changes with one test and one reload, or with none when the files already say so. BalancerError: rolled back, reason told."""
         return await self._write(self._apply, changes)
 
+    def traffic(self) -> AsyncIterator[Sequence[TrafficSample]] | None:
+        """Every attempt at a server that nginx logs to `traffic.syslog`; None without that option."""
+        if self._with.traffic is None:
+            return None
+        feed = Feed(self._with.traffic.syslog)
+        self._feeds.append(feed)
+        return feed
+
     async def aclose(self) -> None:
+        while self._feeds:
+            self._feeds.pop().close()
         writer, self._writer = self._writer, None
         if writer is not None:
             await asyncio.to_thread(writer.shutdown)

@@ -94,13 +94,13 @@ class NginxLab(Lab):
 
     # ---- the operator ----
 
-    def configure(self, more: str = "", inside: str = "", upstream: str | None = None) -> None:
+    def configure(self, more: str = "", inside: str = "", log: str = "access_log off;") -> None:
         temp = "".join(f"  {kind}_temp_path {self.home}/tmp-{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        upstream = upstream or f"  upstream {POOL} {{ zone {POOL} 256k; {inside} include sidecar.d/{POOL}.conf; }}\n"
+        upstream = f"  upstream {POOL} {{ zone {POOL} 256k; {inside} include sidecar.d/{POOL}.conf; }}\n"
         self.config.write_text(
             f"worker_processes {self.workers};\n{'user root;' if os.geteuid() == 0 else ''}\n"
             f"pid {self.pid_file};\nerror_log {self.log} notice;\n"
-            f"events {{ worker_connections 128; }}\nhttp {{\n  access_log off;\n{temp}{upstream}"
+            f"events {{ worker_connections 128; }}\nhttp {{\n  {log}\n{temp}{upstream}"
             f"  server {{ listen 127.0.0.1:{self.port}; location / {{ proxy_pass http://{POOL}; }} }}\n{more}}}\n"
         )
 
