@@ -54,6 +54,7 @@ class Logstash:
         self._samples = samples
         self._decisions = decisions
         self._wall = wall
+        self._told = decisions.last_id
         self._host = socket.gethostname()
         self._sink = Sink(self.name, options.address)
 
@@ -68,13 +69,12 @@ class Logstash:
             tasks.create_task(self._tell_numbers())
 
     async def _tell_decisions(self) -> None:
-        """Every record from now on; it ends with the decision log."""
-        last: int | None = None
+        """Every record since we were made; it ends with the decision log."""
         while True:
-            subscription = self._decisions.subscribe(LISTEN_AHEAD, after=last)
+            subscription = self._decisions.subscribe(LISTEN_AHEAD, after=self._told)
             try:
                 async for record in subscription:
-                    last = record.id
+                    self._told = record.id
                     self._sink.offer((line(decision(record, self._host)),))
             finally:
                 subscription.close()

@@ -173,7 +173,11 @@ class Sink:
         """Once for each outage."""
         if not self._is_away:
             self._is_away = True
-            why = "it takes too long" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+            why = str(error) or type(error).__name__
+            if isinstance(error, ConnectionRefusedError):
+                why = "connection refused, nothing listens there"
+            elif isinstance(error, TimeoutError):
+                why = "it takes too long"
             log.warning(
                 "%s at %s cannot be sent to: %s. It is tried again for ever and only its own lines are lost; check publish.%s.address",
                 self.name,

@@ -202,6 +202,11 @@ class Decisions:
             self._writer = threading.Thread(target=self._write, name="decision-log", daemon=True)
             self._writer.start()
 
+    @property
+    def last_id(self) -> int:
+        """Of the newest record; 0 = there has never been one."""
+        return self._next_id - 1
+
     def append(self, events: Sequence[Event], wall_of: Callable[[float], datetime]) -> None:
         """Take these events in. `wall_of` turns monotonic seconds into UTC. Returns at once, whatever the disk does."""
         if not events:

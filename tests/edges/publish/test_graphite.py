@@ -1,0 +1,126 @@
+"""Graphite's lines: exact bytes, and names that nothing from outside can bend."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.samples import Distribution, Sample
+from sidecar.publish.graphite import lines, node, path
+from tests.core.lab import refused
+from tests.edges.publish.scene import Scene
+
+LINE = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+ -?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)? [0-9]+\n")
+
+
+def gauge(name: str, value: float, /, **labels: str) -> Sample:
+    return Sample(f"lbsidecar_{name}", "gauge", value, tuple(labels.items()), "", "X.")
+
+
+def counter(name: str, value: float, /, **labels: str) -> Sample:
+    return Sample(f"lbsidecar_{name}_total", "counter", value, tuple(labels.items()), "", "X.")
+
+
+WHO = {"service": "shop", "address": "10.0.0.5:8080"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "wanted"),
+    [
+        (
+            [gauge("instance_latency_quantile_seconds", 0.0125, **WHO, source="probe", quantile="0.5")],
+            ["lbsidecar.shop.10_0_0_5_8080.latency.probe.p50 0.0125"],
+        ),
+        (
+            [
+                gauge("service_latency_quantile_seconds", 1.5e-05, service="shop", source="traffic", quantile=q)
+                for q in ("0.9", "0.95", "0.999")
+            ],
+            [f"lbsidecar.shop.all.latency.traffic.{p} 1.5e-05" for p in ("p90", "p95", "p999")],
+        ),
+        ([gauge("instance_judgement", 1.0, **WHO, judgement="ejected")], ["lbsidecar.shop.10_0_0_5_8080.judgement.ejected 1.0"]),
+        ([gauge("instance_serving_ratio", 0.5, **WHO)], ["lbsidecar.shop.10_0_0_5_8080.serving 0.5"]),
+        ([gauge("holds", 2.0, service="shop", name="max_ejected")], ["lbsidecar.shop.all.holds.max_ejected 2.0"]),
+        ([gauge("balancer_up", 1.0, balancer="edge")], ["lbsidecar._balancer.edge.up 1.0"]),
+        ([gauge("loop_lag_seconds", 0.002)], ["lbsidecar._sidecar.loop_lag 0.002"]),
+        (
+            [
+                counter("probes", 3.0, **WHO, result="fail", reason="timeout"),
+                counter("probes", 4.0, **WHO, result="fail", reason="refused"),
+            ],
+            ["lbsidecar.shop.10_0_0_5_8080.probes.fail 7.0", "lbsidecar.shop.all.probes.fail 7.0"],
+        ),
+        (
+            [counter("ejections", 1.0, **WHO, by="rule:slow", enforced="false")],
+            ["lbsidecar.shop.10_0_0_5_8080.would_be_ejections 1.0", "lbsidecar.shop.all.would_be_ejections 1.0"],
+        ),
+        (
+            [
+                Sample(
+                    "lbsidecar_response_seconds",
+                    "histogram",
+                    Distribution(((1.0, 2),), 1.5, 3),
+                    (("service", "shop"), ("source", "probe")),
+                    "seconds",
+                    "X.",
+                )
+            ],
+            ["lbsidecar.shop.all.latency.probe.count 3.0", "lbsidecar.shop.all.latency.probe.sum 1.5"],
+        ),
+        ([gauge("loop_lag_seconds", float("nan")), gauge("uptime_seconds", float("inf"))], []),
+        ([gauge("nobody_asked_for_this", 1.0)], []),
+    ],
+)
+def test_each_sample_has_its_path(samples: list[Sample], wanted: list[str]) -> None:
+    assert lines(samples, "lbsidecar", 1767225600.9) == [f"{line} 1767225600\n".encode() for line in wanted]
+
+
+@settings(max_examples=2000)
+@given(st.text(), st.text(), st.text(), st.floats())
+def test_hostile_names_stay_one_line_with_as_many_nodes(service: str, address: str, balancer: str, number: float) -> None:
+    found = lines(
+        [
+            gauge("instance_serving_ratio", number, service=service, address=address),
+            gauge("balancer_up", number, balancer=balancer),
+            counter("probes", number, service=service, address=address, result=balancer),
+        ],
+        "lbsidecar",
+        1.0,
+    )
+
+    for line in found:
+        assert LINE.fullmatch(line)
+        assert line.split(b" ")[0].count(b".") in (3, 4)
+
+
+@given(st.text())
+def test_a_node_is_safe_and_making_it_safe_twice_changes_nothing(text: str) -> None:
+    made = node(text)
+
+    assert 1 <= len(made) <= 128
+    assert set(made) <= set(string.ascii_letters + string.digits + "_-")
+    assert node(made) == made
+
+
+def test_a_good_name_stays_as_it_is() -> None:
+    assert path("web-1.eu.example", "shop_http") == "web-1_eu_example.shop_http"
+
+
+def test_a_real_world_is_told_in_sound_lines_without_doubles() -> None:
+    scene = Scene(3)
+    scene.run(30.0)
+    scene.answer(2, refused())
+    scene.run(3.0)
+
+    found = lines(scene.samples(), "lbsidecar", 1767225600.0)
+
+    assert [line for line in found if not LINE.fullmatch(line)] == []
+    paths = [line.split(b" ")[0] for line in found]
+    assert len(set(paths)) == len(paths)
+    assert b"lbsidecar.shop.10_0_0_2_80.judgement.ejected 1.0 1767225600\n" in found
+    assert b"lbsidecar.shop.all.ejections 1.0 1767225600\n" in found
+    assert any(path.startswith(b"lbsidecar.shop.10_0_0_1_80.latency.probe.p50") for path in paths)
