@@ -36,7 +36,7 @@ from sidecar.core.model import (
 from sidecar.core.plan import plan
 from sidecar.core.policy import Mode, Policy, Rules, ServicePolicy
 from sidecar.core.streak import Streak
-from sidecar.core.world import InstanceState, ServiceState, World
+from sidecar.core.world import UNBROKEN_S, InstanceState, ServiceState, World
 
 TELL_HOLD_AFTER_S = 0.4
 """A hold shorter than this (a witness being asked, a token coming in) is no news."""
@@ -326,7 +326,10 @@ class _Turn:
             mine = [h for h in self.holds if h.service == name]
             for hold_name in dict.fromkeys(h.name for h in mine):
                 since = service.held_since.get(hold_name)
-                if hold_name in service.held_told or since is None or self.now - since < TELL_HOLD_AFTER_S or hold_name in _QUIET:
+                is_new = self.now - service.held_last.get(hold_name, float("-inf")) > UNBROKEN_S
+                if hold_name in service.held_told or since is None or is_new or hold_name in _QUIET:
+                    continue
+                if self.now - since < TELL_HOLD_AFTER_S:
                     continue
                 those = tuple(h for h in mine if h.name is hold_name)
                 kind = "pool_event" if hold_name is HoldName.NO_WITNESS else "held"

@@ -783,7 +783,8 @@ class World:
             if service is None:
                 continue
             for hold_name in sorted(names):
-                service.held_since.setdefault(hold_name, now)
+                if now - service.held_last.get(hold_name, float("-inf")) > UNBROKEN_S:
+                    service.held_since[hold_name] = now
                 service.held_last[hold_name] = now
         for service in self.services.values():
             for hold_name in [h for h, last in service.held_last.items() if now - last > EPISODE_S]:
@@ -796,6 +797,8 @@ class World:
         del self.events[:-EVENTS_KEPT]
 
 
+UNBROKEN_S = 0.5
+"""A hold that was absent this long begins anew."""
 EPISODE_S = 5.0
 """A hold that was absent this long is over; the next one is told anew."""
 EVENTS_KEPT = 1000
