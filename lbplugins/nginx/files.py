@@ -97,10 +97,10 @@ class Replacement:
     """New bytes in the place of files, which can be taken back until `keep`. The old file waits beside the new as a second name."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[Path, Path]] = []
+        self._done: list[tuple[Path, Path, bytes]] = []
 
-    def put(self, path: Path, data: bytes) -> None:
-        """Replace one file at once: new inode, same mode and owner. BalancerError = this file is as it was, byte for byte."""
+    def put(self, path: Path, data: bytes, expect: bytes) -> None:
+        """Replace one file at once, if it still holds `expect`: new inode, same mode and owner. BalancerError = this file is as it was."""
         waiting = path.with_name(f".{path.name}.lb-sidecar-old")
         with _told(path):
             old = os.lstat(path)
@@ -111,21 +111,26 @@ class Replacement:
                 _unlink(waiting)
                 # A second name and no copy: going back must not need space on a full disk.
                 os.link(path, waiting)
+                if waiting.read_bytes() != expect:
+                    raise BalancerError(f"{path} was changed by somebody else at this moment; it is left as it is")
                 os.rename(fresh, path)
-            except OSError:
+            except (OSError, BalancerError):
                 _unlink(fresh)
                 _unlink(waiting)
                 raise
-            self._done.append((path, waiting))
+            self._done.append((path, waiting, data))
             _sync(path.parent)
 
     def undo(self) -> None:
-        """All old files back in their places. BalancerError names the first that would not go; the others went."""
+        """All old files back, but where a hand has written since. BalancerError names the first that stayed; the others went back."""
         failed: BalancerError | None = None
         while self._done:
-            path, waiting = self._done.pop()
+            path, waiting, data = self._done.pop()
             try:
                 with _told(path):
+                    if path.read_bytes() != data:
+                        _unlink(waiting)
+                        raise BalancerError(f"{path} was edited by hand while nginx was told; it is left as edited, not as nginx runs it")
                     os.rename(waiting, path)
                     _sync(path.parent)
             except BalancerError as error:
@@ -135,7 +140,7 @@ class Replacement:
 
     def keep(self) -> None:
         """The new files stay."""
-        for _, waiting in self._done:
+        for _, waiting, _ in self._done:
             _unlink(waiting)
         self._done.clear()
 

@@ -34,7 +34,7 @@ class TrafficOptions(BaseModel):
 class NginxOptions(BaseModel):
     """How to see and tell one nginx."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: Path = Path("/etc/nginx/nginx.conf")
     """The main configuration file: read to find upstreams, pid file and error log; never written."""
@@ -42,7 +42,7 @@ class NginxOptions(BaseModel):
     """The directory that holds one file of `server` lines per upstream; the only place we write to."""
     reload: Literal["signal"] | Argv = "signal"
     """`signal` sends HUP to the master (as root or as its user); a list is a command to run instead, for a user without that right."""
-    check: Argv | None = Field(default=None, alias="test")
+    test: Argv | None = None
     """A command that tests the configuration, in place of `BINARY -t`: for a user whom `-t` denies the pid file or a key."""
     binary: str = Field(default="nginx", min_length=1, max_length=4096)
     """The nginx program: a path, or a name looked up in PATH and the usual sbin directories."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -27,7 +27,7 @@ _R = TypeVar("_R")
 
 
 class Nginx(Balancer):
-    """One nginx. Its state: the last layout read, and per upstream the bytes that nginx was last proven to run."""
+    """One nginx. Its state: the last layout read, and per upstream the bytes that nginx was last proven to run, unless in doubt."""
 
     Options: ClassVar[type[BaseModel]] = NginxOptions
     traits = Traits(costly=True)
@@ -39,6 +39,7 @@ class Nginx(Balancer):
         self._layout: layout.Layout | None = None
         self._build: tuple[str, process.Build] | None = None
         self._proven: dict[str, bytes] = {}
+        self._doubted: set[str] = set()
         self._writer: ThreadPoolExecutor | None = None
         self._feeds: list[Feed] = []
 
@@ -99,7 +100,7 @@ class Nginx(Balancer):
     def _open(self) -> None:
         files.check_directory(self._with.servers_dir)
         self._master(self._scan())
-        if self._with.check is None:
+        if self._with.test is None:
             self._binary()
 
     def _scan(self) -> layout.Layout:
@@ -155,7 +156,8 @@ class Nginx(Balancer):
         # A wall clock set between the two times can mislead here; it costs one reload, or shows an unfinished act of ours as done.
         if content.changed_at <= master.loaded_at():
             self._proven[upstream.name] = content.data
-        elif upstream.name not in self._proven:
+            self._doubted.discard(upstream.name)
+        elif upstream.name not in self._proven and upstream.name not in self._doubted:
             self._recall(upstream, master, content.data)
         proven = self._proven.get(upstream.name)
         running = None
@@ -206,22 +208,23 @@ class Nginx(Balancer):
         broken = self._test(master)
         if broken:
             raise BalancerError(f"nginx's configuration is broken by something else, so nothing was changed: {broken}")
-        swap = files.Replacement()
+        swap, was_told = files.Replacement(), False
         try:
             for name, data in wanted.items():
                 if data != pools[name].data:
-                    swap.put(pools[name].upstream.file, data)
+                    swap.put(pools[name].upstream.file, data, pools[name].data)
             refused = self._test(master)
             if not refused:
+                was_told = True
                 self._reload(found)
-        except process.NotLoaded as error:
-            swap.undo()
-            if not error.refused:
-                # It may be slow and not unwilling: whenever it comes to read, it must find the old files.
-                self._tell(self._master(found))
-            raise BalancerError(f"nginx did not load the new servers, so the old files are back: {error}") from error
-        except BaseException:
-            swap.undo()
+        except BaseException as error:
+            try:
+                swap.undo()
+            finally:
+                if was_told and not (isinstance(error, process.NotLoaded) and error.refused):
+                    self._doubt(found, wanted)
+            if isinstance(error, process.NotLoaded):
+                raise BalancerError(f"nginx did not load the new servers, so the old files are back: {error}") from error
             raise
         if refused:
             swap.undo()
@@ -231,9 +234,17 @@ class Nginx(Balancer):
             self._remember(pools[name].upstream, data)
         return ""
 
+    def _doubt(self, found: layout.Layout, names: Iterable[str]) -> None:
+        """After a reload that may yet come, or came and failed later: nginx is told once more, now that the old files are back."""
+        for name in names:
+            self._proven.pop(name, None)
+            self._doubted.add(name)
+        with contextlib.suppress(BalancerError):
+            self._tell(self._master(found))
+
     def _test(self, master: process.Master) -> str:
         """'' or the line in which nginx says what is wrong with its configuration."""
-        argv = self._with.check
+        argv = self._with.test
         if argv is None:
             binary, build = self._binary()
             prefix = str(self._with.prefix) if self._with.prefix else master.prefix
@@ -242,7 +253,7 @@ class Nginx(Balancer):
         if code == 0:
             return ""
         cure = ""
-        if "Permission denied" in text and os.geteuid() != 0 and self._with.check is None:
+        if "Permission denied" in text and os.geteuid() != 0 and self._with.test is None:
             cure = f" ({files.who()} may not test it: give `test` a command that may)"
         return process.headline(text) + cure
 
@@ -263,6 +274,7 @@ class Nginx(Balancer):
 
     def _remember(self, upstream: layout.Upstream, data: bytes) -> None:
         self._proven[upstream.name] = data
+        self._doubted.discard(upstream.name)
         last = _last(upstream)
         # Without this copy only `diff` and a later start know less, so a full disk does not undo what nginx already runs.
         with contextlib.suppress(BalancerError):

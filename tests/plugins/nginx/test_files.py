@@ -33,7 +33,7 @@ def test_a_replacement_keeps_mode_and_owner_and_leaves_nothing_behind(file: Path
     before = file.stat()
     swap = Replacement()
 
-    swap.put(file, b"new")
+    swap.put(file, b"new", OLD)
     swap.keep()
 
     after = file.stat()
@@ -45,7 +45,7 @@ def test_a_replacement_keeps_mode_and_owner_and_leaves_nothing_behind(file: Path
 def test_undone_the_old_file_itself_is_back(file: Path) -> None:
     before = file.stat()
     swap = Replacement()
-    swap.put(file, b"new")
+    swap.put(file, b"new", OLD)
     swap.undo()
     swap.undo()
 
@@ -53,12 +53,25 @@ def test_undone_the_old_file_itself_is_back(file: Path) -> None:
     assert names(file.parent) == ["shop.conf"]
 
 
+def test_a_file_that_somebody_else_changes_meanwhile_stays_theirs(file: Path) -> None:
+    swap = Replacement()
+    with pytest.raises(BalancerError, match="changed by somebody else"):
+        swap.put(file, b"new", b"what we had read")
+    assert file.read_bytes() == OLD and names(file.parent) == ["shop.conf"]
+
+    swap.put(file, b"new", OLD)
+    file.write_bytes(b"theirs")
+    with pytest.raises(BalancerError, match="left as edited"):
+        swap.undo()
+    assert file.read_bytes() == b"theirs" and names(file.parent) == ["shop.conf"]
+
+
 def test_leftovers_of_an_earlier_death_are_no_obstacle(file: Path) -> None:
     for left in (".shop.conf.lb-sidecar-new", ".shop.conf.lb-sidecar-old"):
         (file.parent / left).write_bytes(b"half")
     swap = Replacement()
 
-    swap.put(file, b"new")
+    swap.put(file, b"new", OLD)
     swap.keep()
 
     assert file.read_bytes() == b"new" and names(file.parent) == ["shop.conf"]
@@ -70,7 +83,7 @@ def test_a_write_cut_short_anywhere_leaves_the_old_bytes(file: Path, limit: int)
         "import resource, sys; from pathlib import Path\n"
         "from lbplugins.api import BalancerError; from lbplugins.nginx.files import Replacement\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"try:\n    Replacement().put(Path({str(file)!r}), b'x' * 8192)\n"
+        f"try:\n    Replacement().put(Path({str(file)!r}), b'x' * 8192, Path({str(file)!r}).read_bytes())\n"
         "except BalancerError as error:\n    sys.exit(str(error))\n"
     )
     done = subprocess.run(
@@ -88,7 +101,7 @@ def test_a_symbolic_link_is_neither_read_nor_replaced(file: Path) -> None:
     with pytest.raises(BalancerError, match="symbolic link"):
         read(link, 1 << 20, follow=False)
     with pytest.raises(BalancerError, match="not a regular file"):
-        Replacement().put(link, b"new")
+        Replacement().put(link, b"new", OLD)
     assert link.is_symlink() and file.read_bytes() == OLD
 
 

@@ -413,6 +413,33 @@ async def test_a_reload_by_command_counts_only_when_it_loads(lab: NginxLab) -> N
     assert lab.reloads() == 2 and lab.serving() == set(lab.names)
 
 
+async def test_a_reload_that_comes_and_then_fails_is_not_taken_for_the_old_state(lab: NginxLab) -> None:
+    start, name, flag = lab.text(), lab.names[0], lab.home / "failed"
+    command = f"kill -HUP $(cat {lab.pid_file}); sleep 1; test -e {flag} || {{ touch {flag}; exit 7; }}"
+    async with opened(lab, reload=["/bin/sh", "-c", command]) as plugin:
+        with pytest.raises(BalancerError, match="code 7"):
+            await tell(plugin, name, OUT)
+        assert lab.text() == start and lab.reloads() == 2
+        until(lambda: lab.serving() == set(lab.names), "nginx runs the old file again")
+        assert (await look(plugin))[name].serving is True
+
+
+async def test_an_edit_that_falls_into_our_act_is_never_overwritten(lab: NginxLab) -> None:
+    name, flag = lab.names[0], lab.home / "second"
+    start = lab.text()
+    edit = f"echo '# mine' >> {lab.file}"
+    async with opened(lab, test=["/bin/sh", "-c", edit]) as plugin:
+        with pytest.raises(BalancerError, match="changed by somebody else"):
+            await tell(plugin, name, OUT)
+    assert lab.text() == start + "# mine\n"
+    lab.write(start)
+    async with opened(lab, test=["/bin/sh", "-c", f"if test -e {flag}; then {edit}; exit 1; fi; touch {flag}"]) as plugin:
+        with pytest.raises(BalancerError, match="left as edited"):
+            await tell(plugin, name, OUT)
+        assert "# lb-sidecar ejected" in lab.text() and lab.text().endswith("# mine\n")
+        assert "edited by hand" in ((await look(plugin))[name].writable or "") and lab.reloads() == 0
+
+
 async def test_reloads_wait_while_old_workers_pile_up(tmp_path: Path) -> None:
     lab = NginxLab(tmp_path, "1.22", workers=1)
     slow: list[socket.socket] = []
