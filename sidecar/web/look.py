@@ -63,11 +63,8 @@ class Look:
         return [self.world.targets[name] for name in names if name in self.world.targets]
 
     def interval_s(self, state: InstanceState) -> float | None:
-        """The longest gap between two askings that is in order now; None = nothing is asked."""
-        gaps = [pace.interval_s(target, self.policy.pace) for target in self.targets(state)]
-        if not gaps:
-            return None
-        return max(max(gaps), self.policy.pace.ejected_long_s) if state.ejection is not None else max(gaps)
+        """The calm gap between two askings, of its least often asked check; None = nothing is asked."""
+        return max((pace.interval_s(target, self.policy.pace) for target in self.targets(state)), default=None)
 
     def probe_age_s(self, state: InstanceState) -> float | None:
         """Seconds since the oldest of its checks was last answered; None = one never was."""
@@ -81,6 +78,8 @@ class Look:
         interval = self.interval_s(state)
         if interval is None:
             return False
+        if state.ejection is not None:  # what is out may be asked less often
+            interval = max(interval, self.policy.pace.ejected_long_s)
         age = self.probe_age_s(state)
         return (age if age is not None else self.now - state.since) > STALE_INTERVALS * interval + STALE_EXTRA_S
 

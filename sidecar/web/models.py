@@ -247,14 +247,14 @@ class Services(Model):
 
 
 class Evidence(Model):
-    """One reason to think so, `count` times from `first` to `last`. `kind`: why an answer was not good, or a rule's name."""
+    """One reason to think so, `count` times from `first` to `when`. `kind`: why an answer was not good, or a rule's name."""
 
     kind: str
     strength: str
     good: bool
     count: int = 1
     first: When | None = None
-    last: When
+    when: When
     detail: str = ""
     instance: str = ""
 
