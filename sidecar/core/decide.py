@@ -349,7 +349,8 @@ class _Turn:
         override: Override | None = None,
         until: float | None = None,
     ) -> None:
-        notes = tuple((s, seen.note) for s in state.servers if (seen := self.world.seen(s)) is not None and seen.note)
+        pictured = [] if act is Act.FORGET else [(s, self.world.seen(s)) for s in state.servers]
+        notes = tuple((server, seen.note) for server, seen in pictured if seen is not None and seen.note)
         self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, until=until, notes=notes))
 
     def _say(self, kind: str, by: str, sentence: str, state: InstanceState) -> None:
