@@ -37,10 +37,11 @@ class _Begin:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """One line for the file, and what is lost with it."""
+    """One line for the file, and what is lost with it. `batches`: how many of those are not counted as lost already."""
 
     gap: Gap
     data: bytes
+    batches: int
 
 
 class Recorder:
@@ -55,6 +56,7 @@ class Recorder:
         self._pending_bytes = pending_bytes
         self._segment_s = segment_s
         self._begun_at: float | None = None
+        self._begins = 0
         self._is_spoiled = False
         self._gap: Gap | None = None
         self._codec_fault = ""
@@ -62,6 +64,8 @@ class Recorder:
         self._queued_bytes = 0
         self._newest = 0.0
         self._is_closing = False
+        self._is_flushing = False
+        self._is_writing = False
         self._news = threading.Condition()
         self._writer = Writer(directory, max_bytes)
         self._thread = threading.Thread(target=self._run, name="flight-recorder", daemon=True)
@@ -81,6 +85,8 @@ class Recorder:
     @property
     def wants_segment(self) -> bool:
         """Call `begin` with a fresh snapshot when convenient."""
+        if self._begins > self._writer.begins:
+            return False  # the last one still waits for the disk
         if self._begun_at is None or self._is_spoiled or self._newest - self._begun_at >= self._segment_s:
             return True
         return self._writer.wants_segment
@@ -89,13 +95,15 @@ class Recorder:
         """Start a segment with the world as it is at `now` (monotonic) = `wall`, seconds. The snapshot must not change afterwards."""
         is_first = self._begun_at is None
         self._begun_at = self._newest = now
-        self._is_spoiled = False
+        self._is_spoiled, self._codec_fault = False, ""
         with self._news:
             if any(isinstance(each, _Begin) for each in self._queue):
                 # The disk is a whole segment behind: give that one up, so that only one snapshot is ever held.
                 self._give_up_queue()
+            else:
+                self._begins += 1
             self._queue.append(_Begin(snapshot, policy, now, wall))
-            self._news.notify()
+            self._news.notify_all()
         if is_first:
             self._thread.start()
 
@@ -104,47 +112,54 @@ class Recorder:
         self._newest = now
         gap = Gap(now, now, 1, len(facts))
         try:
-            record = _Record(gap, line(_batch(now, facts, decision)))
+            record = _Record(gap, line(_batch(now, facts, decision)), 1)
         except CodecError as error:
             self._codec_fault = f"a fact could not be recorded: {error}; please report this"
-            self._lose(gap)
+            self._lose(gap, 1)
             return
         if self._begun_at is None or self._queued_bytes + len(record.data) > self._pending_bytes:
-            self._lose(gap)
+            self._lose(gap, 1)
             return
         with self._news:
             self._push_gap()
             self._push(record)
+
+    def flush(self, timeout_s: float = 2.0) -> bool:
+        """Wait, for at most so long, until all that was recorded so far has been written; False = it has not."""
+        with self._news:
+            self._is_flushing = True
+            self._news.notify_all()
+            return self._news.wait_for(lambda: not self._queue and not self._is_writing, timeout_s)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what waits, for at most so long, and end the thread. Safe twice, and before `begin`."""
         with self._news:
             self._push_gap()
             self._is_closing = True
-            self._news.notify()
+            self._news.notify_all()
         if self._begun_at is not None:
             self._thread.join(timeout_s)
 
     def _push_gap(self) -> None:
         if self._gap is not None:
-            self._push(_Record(self._gap, line(self._gap)))
+            self._push(_Record(self._gap, line(self._gap), 0))
             self._gap = None
 
     def _push(self, record: _Record) -> None:
         self._queue.append(record)
         self._queued_bytes += len(record.data)
         if self._queued_bytes >= BLOCK_BYTES:
-            self._news.notify()
+            self._news.notify_all()
 
-    def _lose(self, gap: Gap) -> None:
-        self._dropped += gap.batches
+    def _lose(self, gap: Gap, batches: int) -> None:
+        self._dropped += batches
         self._is_spoiled = True
         self._gap = gap if self._gap is None else self._gap.joined(gap)
 
     def _give_up_queue(self) -> None:
         for each in self._queue:
             if isinstance(each, _Record):
-                self._lose(each.gap)
+                self._lose(each.gap, each.batches)
         self._queue.clear()
         self._queued_bytes = 0
         self._is_spoiled = False  # the segment about to begin starts clean
@@ -154,13 +169,17 @@ class Recorder:
         is_last = False
         while not is_last:
             with self._news:
-                if not self._is_closing and self._queued_bytes < BLOCK_BYTES:
+                if not (self._is_closing or self._is_flushing or self._queued_bytes >= BLOCK_BYTES):
                     self._news.wait(FLUSH_S)
                 is_last = self._is_closing
                 items = list(self._queue)
                 self._queue.clear()
                 self._queued_bytes = 0
+                self._is_flushing, self._is_writing = False, True
             self._write(items)
+            with self._news:
+                self._is_writing = False
+                self._news.notify_all()
         self._writer.close()
 
     def _write(self, items: list[_Begin | _Record]) -> None:
@@ -179,7 +198,7 @@ class Recorder:
             gap = records[0].gap
             for each in records[1:]:
                 gap = gap.joined(each.gap)
-            self._writer.write(b"".join(each.data for each in records), gap)
+            self._writer.write(b"".join(each.data for each in records), gap, sum(each.batches for each in records))
 
 
 def digest(decision: Decision) -> str:

@@ -64,8 +64,10 @@ class Gap:
     batches: int
     facts: int
 
-    def joined(self, later: Gap) -> Gap:
-        return Gap(self.since, later.until, self.batches + later.batches, self.facts + later.facts)
+    def joined(self, other: Gap) -> Gap:
+        """Both as one, in whichever order they were noticed."""
+        ends = min(self.since, other.since), max(self.until, other.until)
+        return Gap(*ends, self.batches + other.batches, self.facts + other.facts)
 
 
 @dataclass(slots=True)
@@ -128,12 +130,14 @@ def line(record: Batch | Gap) -> bytes:
 class Writer:
     """Writes segments one after another and deletes the oldest. Belongs to one thread; `fault` and `wants_segment` are read by another.
 
-    Never raises: what could not be written is joined to the gap that the next segment starts with.
+    Never raises: what could not be written is joined to the gap that stands before the next block. `dropped`: batches lost so.
+    `begins`: calls of `begin` done.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self.fault = ""
         self.dropped = 0
+        self.begins = 0
         self._directory, self._max_bytes = directory, max_bytes
         self._segment_bytes = max(MIN_SEGMENT_BYTES, max_bytes // PER_FOLDER)
         self._fd = -1
@@ -152,21 +156,16 @@ class Writer:
     def begin(self, snapshot: Json, policy: Policy, now: float, wall: float) -> None:
         """Close the segment and start the next."""
         self.close()
-        try:
-            self._create()
-            header = Header(FORMAT, wall, now, policy.config_hash)
-            content = [dumps(encode(header, Header)), _dumped(snapshot), dumps(encode(policy, Policy))]
-            self._put(MAGIC + b"".join(map(_pack, content)))
-        except (OSError, CodecError) as error:
-            self._fail(error)
-            return
-        self.fault, self._retry_at, self._used = "", float("inf"), 0
-        self._delete_oldest()
+        self._start(snapshot, policy, now, wall)
+        self.begins += 1
 
-    def write(self, lines: bytes, gap: Gap) -> None:
-        """Add these lines as one block; `gap` is what is lost if that fails, or if the segment is twice as long as it should be."""
+    def write(self, lines: bytes, gap: Gap, batches: int) -> None:
+        """Add these lines as one block.
+
+        If that fails, or the segment is twice as long as it should be, `gap` is lost; `batches` of it were not lost already.
+        """
         if self._fd < 0 or self._used >= 2 * self._segment_bytes:
-            self._lose(gap)
+            self._lose(gap, batches)
             return
         block = _pack(lines)
         try:
@@ -175,7 +174,7 @@ class Writer:
             self._put(block)
         except OSError as error:
             self._fail(error)
-            self._lose(gap)
+            self._lose(gap, batches)
             return
         self._gap = None
         self._used += len(block)
@@ -187,6 +186,18 @@ class Writer:
             os.close(self._fd)
             self._older[self._path] = self._size
         self._fd, self._size, self._used = -1, 0, 0
+
+    def _start(self, snapshot: Json, policy: Policy, now: float, wall: float) -> None:
+        try:
+            self._create()
+            header = Header(FORMAT, wall, now, policy.config_hash)
+            content = [dumps(encode(header, Header)), _dumped(snapshot), dumps(encode(policy, Policy))]
+            self._put(MAGIC + b"".join(map(_pack, content)))
+        except (OSError, CodecError) as error:
+            self._fail(error)
+            return
+        self.fault, self._retry_at, self._used = "", float("inf"), 0
+        self._delete_oldest()
 
     def _create(self) -> None:
         self._directory.mkdir(mode=0o750, exist_ok=True)
@@ -214,8 +225,8 @@ class Writer:
         if is_empty:
             self._older.pop(self._path, None)
 
-    def _lose(self, gap: Gap) -> None:
-        self.dropped += gap.batches
+    def _lose(self, gap: Gap, batches: int) -> None:
+        self.dropped += batches
         self._gap = gap if self._gap is None else self._gap.joined(gap)
 
     def _delete_oldest(self) -> None:

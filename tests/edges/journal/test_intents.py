@@ -368,6 +368,7 @@ def test_killed_at_any_moment_all_that_was_acknowledged_is_there(tmp_path: Path)
         last = ""
         for _ in range(dice.randrange(2, 200)):
             last = child.stdout.readline()
+        assert last, f"the child ended by itself, with {child.wait(30)}"
         child.kill()
         rest = child.communicate(timeout=30)[0].split()
 
