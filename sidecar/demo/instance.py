@@ -30,17 +30,19 @@ class _Conversation(asyncio.Protocol):
 
 
 class Instance:
-    """What this instance says. SIGUSR1 makes its health path fail, SIGUSR2 mends it."""
+    """What this instance says. SIGUSR1 makes its health path fail, SIGUSR2 mends it; `/asked` = how often that was asked well."""
 
     def __init__(self, name: str) -> None:
         self.name = name.encode()
         self.is_failing = False
+        self.asked = 0
 
     def answer(self, head: bytes) -> bytes:
         path = head.split(b" ", 2)[1] if head.count(b" ") >= 2 else b"/"
         failing = self.is_failing and path.startswith(b"/health")
         status = b"500 Internal Server Error" if failing else b"200 OK"
-        body = self.name + b"\n"
+        self.asked += path.startswith(b"/health") and not failing
+        body = b"%d\n" % self.asked if path == b"/asked" else self.name + b"\n"
         return b"HTTP/1.1 %s\r\nContent-Length: %d\r\nX-Instance: %s\r\n\r\n%s" % (status, len(body), self.name, body)
 
 

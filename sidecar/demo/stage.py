@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lbplugins.nginx.traffic import LOG_FORMAT
+
 START_WITHIN_S = 10.0
 FIRST_PORT, LAST_PORT = 20000, 30000
 """Below the ephemeral range, so that no outgoing connection sits on a port we are about to use."""
@@ -206,9 +208,7 @@ def start_nginx(binary: Binary, folder: Path, ports: list[int], *, listen: int, 
     temporary = "".join(f"    {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     access = "access_log off;"
     if log is not None:
-        access = (
-            f"log_format hc '$msec|$upstream_addr|$upstream_status|$status'; access_log syslog:server=127.0.0.1:{log},nohostname,tag=hc hc;"
-        )
+        access = f"{LOG_FORMAT} access_log syslog:server=127.0.0.1:{log},nohostname,tag=hc lb_sidecar;"
     user = "user root root;\n" if os.geteuid() == 0 else ""
     config = f"""{user}worker_processes 1;
 pid {folder}/nginx.pid;
