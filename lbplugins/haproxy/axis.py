@@ -38,7 +38,7 @@ from lbplugins.values import (
     Setting,
 )  # fmt: skip
 
-CONFIGURED, ENABLED, PAUSED = 2, 4, 8
+UNDER_WAY, CONFIGURED, ENABLED, PAUSED = 1, 2, 4, 8
 """Bits of a check's state."""
 
 IN_MAINTENANCE = 0x01 | 0x02 | 0x20
@@ -363,6 +363,20 @@ def unmet(after: Reading, change: Change) -> str:
     return "" if after.server.uweight == goal else f"weight {goal} was written, but HAProxy shows {after.server.uweight}"
 
 
+def is_shaky(after: Reading, change: Change) -> bool:
+    """Whether a check that was under way when we switched it off may still bring the server up: one success does, whatever its `rise`."""
+    return _is_ejection(after, change) and bool(after.server.check & UNDER_WAY)
+
+
+def is_shaken(after: Reading, change: Change) -> bool:
+    """Whether such a check has done so, not the operator."""
+    return _is_ejection(after, change) and after.seen.ours.serve is DRAIN and after.seen.operator is change.expect.operator
+
+
+def _is_ejection(after: Reading, change: Change) -> bool:
+    return change.on is OURS and change.want.serve is NONE and after.lever is Lever.CHECK
+
+
 def mend(after: Reading, change: Change) -> list[Order]:
     """What must be taken back at once when the operator's maintenance came between our look and our write.
 
@@ -421,6 +435,6 @@ def _total(views: Sequence[Seen]) -> Counters | None:
 
 
 __all__ = [
-    "OUR_WORD", "TAKES_WEIGHTS", "Around", "Lever", "Order", "Past", "Reading", "classify", "grain", "is_serving", "mend", "merge",
-    "parse_note", "plan", "read", "remember", "settle", "target", "unmet", "why_refuse", "write_note",
+    "OUR_WORD", "TAKES_WEIGHTS", "Around", "Lever", "Order", "Past", "Reading", "classify", "grain", "is_serving", "is_shaken", "is_shaky",
+    "mend", "merge", "parse_note", "plan", "read", "remember", "settle", "target", "unmet", "why_refuse", "write_note",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
@@ -21,6 +21,10 @@ from lbplugins.values import FULL, KILL, NONE, OURS, Address, Change, Ref, Refus
 
 LOST = "?"
 """The generation of a process that did not answer, when others did."""
+
+STEADY_S = 0.25
+"""How long an apply waits for checks under way that could undo it, seconds. Good ones end in milliseconds; a slow one that still
+undoes us shows as half undone at the next look."""
 
 T = TypeVar("T")
 
@@ -85,7 +89,7 @@ class HAProxy(Balancer):
         self._say(picture, allowed.values())
         failed = await self._write(picture, allowed.values())
         if failed is not None:
-            picture = await self._look(pools, notes)
+            picture = await self._steady(await self._look(pools, notes), list(allowed.values()), notes)
             commanded = {change.ref for change in allowed.values() if change.on is not OURS}
             for index, change in allowed.items():
                 if reason := failed.get(change.ref) or _why_unmet(picture, change, commanded):
@@ -164,6 +168,20 @@ class HAProxy(Balancer):
             if look is not None and change.ref in look.readings:
                 process.did(change.ref, look.readings[change.ref])
 
+    async def _steady(self, picture: Picture, changes: Sequence[Change], notes: Mapping[Ref, str]) -> Picture:
+        """The picture once checks that were under way have ended, with what they undid ejected again; after `STEADY_S`, as it is then."""
+        pools = frozenset(change.ref.pool for change in changes)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while loop.time() - started < STEADY_S and _which(axis.is_shaky, picture, changes):
+            await asyncio.sleep(0.01)
+            picture = await self._look(pools, notes)
+        undone = _which(axis.is_shaken, picture, changes)
+        undone = [change for change in undone if picture.seen[change.ref].generation == change.expect.generation]
+        if undone and await self._write(picture, undone) is not None:
+            picture = await self._look(pools, notes)
+        return picture
+
     async def _mend(self, picture: Picture, refused: Sequence[Change]) -> None:
         """Takes back what an operator's maintenance, faster than our write, would turn into harm."""
         jobs = []
@@ -214,6 +232,10 @@ def _of_any(answers: Sequence[T | BaseException]) -> tuple[T | None, ...]:
 
 def _remarked(seen: Seen, remarks: Sequence[str]) -> Seen:
     return replace(seen, remark="; ".join(filter(None, (seen.remark, *remarks)))) if remarks else seen
+
+
+def _which(rule: Callable[[Reading, Change], bool], picture: Picture, changes: Sequence[Change]) -> list[Change]:
+    return [change for change in changes if any(rule(reading, change) for reading in picture.readings(change.ref))]
 
 
 def _orders(look: Look, change: Change) -> list[Order]:

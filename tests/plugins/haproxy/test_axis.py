@@ -308,3 +308,14 @@ def test_a_check_switched_off_under_his_maintenance_is_switched_on_at_once(row: 
 def test_a_check_stuck_in_pause_is_told() -> None:
     assert "stuck in pause" in read(server(check=14), None, Around()).seen.remark
     assert "stuck" not in read(server(check=14, op=0, admin=1), None, Around()).seen.remark
+
+
+@pytest.mark.parametrize(
+    ("check", "op", "admin", "shaky", "shaken"),
+    [(3, 0, 0, True, False), (2, 0, 0, False, False), (2, 2, 0, False, True), (2, 2, 8, False, False), (6, 2, 0, False, False)],
+)
+def test_a_check_under_way_may_undo_us(check: int, op: int, admin: int, shaky: bool, shaken: bool) -> None:
+    after = read(server(check=check, op=op, admin=admin), OUR_D, Around())
+
+    assert (axis.is_shaky(after, Change(REF, OUT)), axis.is_shaken(after, Change(REF, OUT))) == (shaky, shaken)
+    assert not axis.is_shaky(after, Change(REF, Setting())) and not axis.is_shaken(after, Change(REF, Setting()))

@@ -245,6 +245,39 @@ async def test_what_his_maintenance_half_undid_is_neither_in_nor_out(clean: Flee
         assert box.state(ref)["srv_check_state"] == ("2" if want == OUT else "6")
 
 
+@pytest.mark.parametrize("rise", [1, 2])
+@pytest.mark.parametrize("ends_at_look", [1, 2])
+async def test_a_good_check_under_way_does_not_undo_our_ejection(version: str, origin: Origin, rise: int, ends_at_look: int) -> None:
+    options = f"check inter 100ms fall 20 rise {rise}"
+    box = Box(version, f"backend d\n    option httpchk GET /check\n    server x 127.0.0.1:{origin.port} {options}")
+    ref, tap = Ref("d", "x"), Tap(str(box.dir / "tap.sock"), box.socket)
+
+    def end_the_check(line: str) -> None:
+        written = [line for line in tap.lines if "health down" in line]
+        looks = tap.lines[tap.lines.index(written[0]) + 1 :] if written else []
+        if len(looks) == ends_at_look and not origin.check_let_go.is_set():
+            assert box.state(ref)["srv_check_state"] == "3"
+            origin.check_let_go.set()
+            wait_for(lambda: box.state(ref)["srv_check_state"] == "2", "the check under way has ended")
+
+    try:
+        async with sidecar(tap.path) as ours:
+            await eventually(lambda: box.status(ref) == "UP", "its own check passes")
+            origin.check_let_go.clear()
+            await eventually(
+                lambda: box.state(ref)["srv_check_state"] == "7" and origin.checks == origin.checked + 1, "a check is under way"
+            )
+            tap.before = end_the_check
+
+            await ours.make(ref, OUT)
+
+            assert origin.check_let_go.is_set() and len([line for line in tap.lines if "health down" in line]) == 2
+            assert box.status(ref) == "DOWN" and (await ours.look(ref)).ours == OUT
+    finally:
+        tap.close()
+        box.close()
+
+
 # ---- the operator ----
 
 
