@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
 from sidecar.store.decisions import Decisions
 from sidecar.supervise import Supervisor
-from sidecar.web.server import Server
+from sidecar.web.server import Web, WebError
 
 log = logging.getLogger("sidecar.app")
 
@@ -70,6 +70,7 @@ class App:
         self._options: dict[str, BalancerOptions] = {}
         self._pools_known: dict[str, frozenset[str]] = {}
         self._tasks = Supervisor()
+        self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
         self._worst_lag = 0.0
         self._process = psutil.Process()
@@ -81,6 +82,7 @@ class App:
         """Everything up. StartError when the state folder cannot be had; a balancer that is away is no reason not to start."""
         self.started_at = clock.monotonic()
         self.log = EventLog(self.config.log.level, self.config.log.format)
+        self.listeners.append(self.log.tell)
         folder = state_dir.resolve(self.config.state.dir, os.environ)
         self.state = folder.path
         self.lease = lease.LeaseFile(self.state, clock.boot_id())
@@ -98,13 +100,16 @@ class App:
             on_decision=self._decided,
             on_facts=self._took,
         )
+        self.web = Web(self.config.api, Desk(self))
+        try:
+            for line in await self.web.open():
+                log.warning("%s", line)
+        except WebError as error:
+            raise StartError(str(error)) from error
         self._lag.start()
         self.engine = Engine(deliver=self.reconciler.deliver, lag=self._lag, allow_commands=_belongs_to_root(self.loaded.files))
         self.reconciler.set_prober(self.engine)
         self._begin()
-        self.server = Server(self.config.api, Desk(self))
-        for line in await self.server.start():
-            log.warning("%s", line)
         self._tasks.start("self-check", self._check_self)
         self._tasks.start("lease", self._renew_lease)
         self._tasks.start("learned", self._save_learned)
@@ -133,7 +138,7 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self._tasks.aclose()
-                await self.server.stop()
+                await self.web.close()
                 await self.engine.aclose()
                 self.reconciler.close()
                 for driver in self.drivers.values():
@@ -194,7 +199,7 @@ class App:
         deliver, loop = self.reconciler.deliver, asyncio.get_running_loop()
         notes = partial(self.reconciler.notes_of, name)
         driver = Driver(host, policy.balancers[name], deliver, notes, self.state / f"writer-{name}.lock")
-        host.listen(partial(loop.call_soon_threadsafe, self._heard, name))
+        host.listen(lambda batch: loop.call_soon_threadsafe(self._heard, name, batch))
         self._options[name] = options
         self._tasks.start(f"balancer-{name}", driver.run)
         return driver
@@ -247,6 +252,7 @@ class App:
     # ---- what goes on beside the loop ----
 
     async def _check_self(self) -> None:
+        self._lag.worst_since_last()  # what starting up took is over
         while True:
             self._worst_lag = self._lag.worst_since_last()
             fault = self.reconciler.journal_fault
@@ -293,7 +299,8 @@ class App:
         if decision.events:
             self.decisions.append(decision.events, wall_of)
             for event in decision.events:
-                self.log.tell(event)
+                for tell in self.listeners:
+                    tell(event)
 
     def _took(self, facts: Sequence[Fact]) -> None:
         for fact in facts:

@@ -455,7 +455,8 @@ class Event:
 class Decision:
     """What follows from the world now: intents to journal, changes to write, holds, questions, and the news in sentences.
 
-    `wake_at`: decide again then at the latest. `services`: those it looked at; their holds are all in `holds`. The shell journals `intents`, feeds `Journaled` back, and sends `changes`.
+    `wake_at`: decide again then at the latest. `services`: those it looked at; their holds are all in `holds`.
+    The shell journals `intents`, feeds `Journaled` back, and sends `changes`.
     """
 
     at: float
