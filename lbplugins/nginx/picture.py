@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from lbplugins.nginx.layout import Upstream
@@ -44,15 +45,23 @@ def picture(pool: Pool, generation: str, remark: str = "") -> dict[Ref, Seen]:
         )
     current = pool.include.servers if pool.include else ()
     running = {server.name: server for server in pool.running.servers} if pool.running else {}
+    held, lines = _held(pool), Counter(server.name for server in current)
+    grain_pct = 1 if pool.include and can_cut(pool, pool.include) else 100
     for server in current:
         ref = Ref(pool.upstream.name, server.name)
         if ref not in seen:
-            seen[ref] = _seen(pool, server, running.get(server.name), generation, remark)
+            writable = held or _unwritable(pool, server, lines[server.name])
+            seen[ref] = replace(
+                _seen(pool, server, running.get(server.name), generation, remark),
+                grain_pct=grain_pct,
+                writable=writable or None,
+            )
     for name, server in running.items():
         ref = Ref(pool.upstream.name, name)
         if ref not in seen:
             seen[ref] = replace(
-                _seen(replace(pool, include=pool.running, is_loaded=True), server, server, generation, remark),
+                _seen(replace(pool, is_loaded=True), server, server, generation, remark),
+                grain_pct=100,
                 writable=pool.fault or f"{pool.upstream.file} no longer lists it, yet nginx still runs it until its next reload",
             )
     return seen
@@ -70,8 +79,6 @@ def _seen(pool: Pool, server: Server, running: Server | None, generation: str, r
         serving=_serving(pool, server, running),
         address=server.address,
         weight=server.nominal,
-        grain_pct=1 if pool.include and can_cut(pool, pool.include) else 100,
-        writable=unwritable(pool, server),
         settle_s=SETTLE_S,
         generation=generation,
         remark="; ".join(remarks),
@@ -107,10 +114,9 @@ def _serving(pool: Pool, server: Server, running: Server | None) -> bool | None:
     return running is not None and not running.is_out
 
 
-def unwritable(pool: Pool, server: Server) -> str | None:
-    """None, or why no change to this server would be written now, and what to do about it."""
-    file, name = pool.upstream.file, pool.upstream.name
-    include = pool.include
+def _held(pool: Pool) -> str:
+    """'' or why nothing in this file would be written now, and what to do about it."""
+    file, name, include = pool.upstream.file, pool.upstream.name, pool.include
     if pool.denied:
         return pool.denied
     if pool.fault or include is None:
@@ -119,10 +125,11 @@ def unwritable(pool: Pool, server: Server) -> str | None:
         return f"{file} was edited by hand; review with `lb-sidecar adopt {name} --diff`"
     if pool.upstream.shared_with:
         return f"{file} is included by upstream {pool.upstream.shared_with} too; give each upstream a file of its own"
-    if include.fault:
-        return f"{file} {include.fault}"
-    if len(include.named(server.name)) > 1:
-        return f"{file} lists {server.name} {len(include.named(server.name))} times; leave one line"
-    if any(out.name == server.name for out in pool.upstream.outside):
-        return f"{server.name} stands in {pool.upstream.where} and in {file}; leave one line"
-    return f"{file} {server.locked}" if server.locked else None
+    return f"{file} {include.fault}" if include.fault else ""
+
+
+def _unwritable(pool: Pool, server: Server, lines: int) -> str:
+    """'' or why this one server would not be written now."""
+    if lines > 1:
+        return f"{pool.upstream.file} lists {server.name} {lines} times; leave one line"
+    return f"{pool.upstream.file} {server.locked}" if server.locked else ""

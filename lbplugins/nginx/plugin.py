@@ -18,9 +18,12 @@ from lbplugins.nginx import files, layout, process
 from lbplugins.nginx.options import NginxOptions
 from lbplugins.nginx.picture import Pool
 from lbplugins.nginx.plan import Plan, bytes_of, in_order, pictured, text_of
-from lbplugins.nginx.servers import MAX_BYTES, IncludeFault, parse, render
+from lbplugins.nginx.servers import MAX_BYTES, Include, IncludeFault, parse, render
 from lbplugins.nginx.traffic import Feed
 from lbplugins.values import Change, Ref, Refusal, Seen, TrafficSample, Traits
+
+MAX_READ = 512
+"""So many parsed includes are kept; two per upstream are in use."""
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -40,6 +43,7 @@ class Nginx(Balancer):
         self._build: tuple[str, process.Build] | None = None
         self._proven: dict[str, bytes] = {}
         self._doubted: set[str] = set()
+        self._read: dict[bytes, Include] = {}
         self._writer: ThreadPoolExecutor | None = None
         self._feeds: list[Feed] = []
 
@@ -148,7 +152,7 @@ class Nginx(Balancer):
         """One upstream as it stands on disk and in nginx. BalancerError when its file is unreadable and we know no other truth."""
         try:
             content = files.read(upstream.file, MAX_BYTES, follow=False)
-            include, fault = parse(text_of(content.data)), ""
+            include, fault = self._parsed(content.data), ""
         except BalancerError as error:
             include, fault, content = None, str(error), files.Content(b"", float("inf"))
         except IncludeFault as error:
@@ -163,11 +167,20 @@ class Nginx(Balancer):
         running = None
         if proven is not None:
             with contextlib.suppress(IncludeFault):
-                running = parse(text_of(proven))
+                running = self._parsed(proven)
         if include is None and running is None:
             raise BalancerError(fault)
         denied = files.unwritable(self._with.servers_dir) or (process.may_not_signal(master) if self._with.reload == "signal" else None)
         return Pool(upstream, content.data, include, running, include is not None and proven == content.data, fault, denied or "")
+
+    def _parsed(self, data: bytes) -> Include:
+        """The include in these bytes, read once for as long as they do not change."""
+        include = self._read.get(data)
+        if include is None:
+            if len(self._read) >= MAX_READ:
+                self._read.clear()
+            self._read[data] = include = parse(text_of(data))
+        return include
 
     def _recall(self, upstream: layout.Upstream, master: process.Master, data: bytes) -> None:
         """What an earlier life of ours saw nginx load, unless nginx has reloaded since and the file was another then."""

@@ -96,7 +96,7 @@ class NginxLab(Lab):
 
     def configure(self, more: str = "", inside: str = "", log: str = "access_log off;") -> None:
         temp = "".join(f"  {kind}_temp_path {self.home}/tmp-{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        upstream = f"  upstream {POOL} {{ zone {POOL} 256k; {inside} include sidecar.d/{POOL}.conf; }}\n"
+        upstream = f"  upstream {POOL} {{ zone {POOL} 4m; {inside} include sidecar.d/{POOL}.conf; }}\n"
         self.config.write_text(
             f"worker_processes {self.workers};\n{'user root;' if os.geteuid() == 0 else ''}\n"
             f"pid {self.pid_file};\nerror_log {self.log} notice;\n"
