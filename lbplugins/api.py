@@ -43,6 +43,10 @@ class Balancer(ABC):
         """Names of all pools this balancer has, for services named `*`; empty = it cannot list them."""
         return frozenset()
 
+    async def rights(self) -> Sequence[str]:
+        """What we may not do here and would have to, each with its cure, for `lb-sidecar check`; nothing is changed by asking."""
+        return ()
+
     def lock_path(self) -> str | None:
         """A path beside the balancer's socket or files where the one-writer lock belongs, seen by every writer of it; None = no file."""
         return None
