@@ -8,11 +8,12 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.histogram import CEILING_S, FLOOR_S, Histogram, index_of, merged, middle
 
+SLOW_BOX = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SHARES = (0.0, 0.01, 0.25, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 durations = st.one_of(
     st.floats(0.0, 2e4, allow_nan=False),
@@ -74,6 +75,7 @@ def test_a_constant_is_given_back_exactly() -> None:
     assert histogram.quantiles(SHARES) == [0.0123] * len(SHARES)
 
 
+@SLOW_BOX
 @given(st.lists(durations, min_size=1, max_size=60), st.floats(0.0, 1.0))
 def test_any_quantile_of_any_values_is_within_the_error(values: list[float], share: float) -> None:
     want = min(exact(values, share), CEILING_S)
@@ -83,6 +85,7 @@ def test_any_quantile_of_any_values_is_within_the_error(values: list[float], sha
     assert (got == 0.0) if want < FLOOR_S else abs(got / want - 1) <= error_bound(6)
 
 
+@SLOW_BOX
 @given(rows)
 def test_count_ends_and_sum(values: list[float]) -> None:
     clamped = [0.0 if each < FLOOR_S else min(each, CEILING_S) for each in values]
@@ -94,6 +97,7 @@ def test_count_ends_and_sum(values: list[float]) -> None:
     assert histogram.total == pytest.approx(sum(clamped), rel=error_bound(6))
 
 
+@SLOW_BOX
 @given(rows, rows, rows)
 def test_merging_is_adding_in_any_order_and_grouping(a: list[float], b: list[float], c: list[float]) -> None:
     whole = filled(a + b + c)
@@ -105,6 +109,7 @@ def test_merging_is_adding_in_any_order_and_grouping(a: list[float], b: list[flo
     assert left.total == whole.total
 
 
+@SLOW_BOX
 @given(rows)
 def test_merging_nothing_changes_nothing(values: list[float]) -> None:
     histogram = filled(values)
@@ -122,6 +127,7 @@ def test_a_histogram_merged_into_itself_doubles() -> None:
     assert histogram == filled([0.001, 0.1, 0.0] * 2)
 
 
+@SLOW_BOX
 @given(rows, st.integers(0, 6), st.integers(0, 6))
 def test_downscaling_is_what_adding_at_that_scale_gives(values: list[float], first: int, second: int) -> None:
     coarse, fine = sorted((first, second))
@@ -129,6 +135,7 @@ def test_downscaling_is_what_adding_at_that_scale_gives(values: list[float], fir
     assert filled(values).downscale(fine).downscale(coarse) == filled(values, coarse)
 
 
+@SLOW_BOX
 @given(st.lists(st.tuples(st.integers(1, 2130), st.sampled_from([1, 2, 65_535, 65_536, 2**32 - 1, 2**32])), max_size=6))
 def test_counters_never_overflow_however_many_come(counts: list[tuple[int, int]]) -> None:
     histogram, want = Histogram(), dict.fromkeys((index for index, _ in counts), 0)
@@ -152,6 +159,7 @@ def test_one_add_too_many_for_sixteen_bits() -> None:
     assert histogram.count == 65_536
 
 
+@SLOW_BOX
 @given(rows, st.integers(0, 6))
 def test_json_there_and_back(values: list[float], scale: int) -> None:
     histogram = filled(values, scale)
@@ -224,6 +232,7 @@ def test_scales_do_not_mix() -> None:
         Histogram(7)
 
 
+@SLOW_BOX
 @given(st.floats(FLOOR_S, CEILING_S))
 def test_the_middle_of_a_bucket_is_near_all_in_it(seconds: float) -> None:
     assert abs(middle(index_of(seconds)) / seconds - 1) <= error_bound(6)

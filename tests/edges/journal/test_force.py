@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbplugins.values import Operator
@@ -155,7 +155,7 @@ acts = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(acts, st.sampled_from([BOOT, "boot-b"])), max_size=14), st.integers(0, 14))
 def test_keeping_only_what_is_in_force_loses_nothing(rows: list[tuple[Intent, str]], cut: int) -> None:
     all_of_it = [Stored(intent, 1000.0, boot_id, WALL + at) for at, (intent, boot_id) in enumerate(rows)]

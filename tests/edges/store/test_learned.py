@@ -21,7 +21,7 @@ KNOWN = {ONE: Learned(300, 0.0012, 0.0034), TWO: Learned(3, 0.5, 0.75)}
 seconds = st.floats(0, 3600, allow_nan=False)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=50)
 @given(
     st.dictionaries(
         st.builds(Target, st.builds(Address, st.text(min_size=1, max_size=20), st.integers(1, 65535)), st.text(max_size=20)),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,11 +164,13 @@ print(acquire(Path(sys.argv[1])))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_another_user_needs_only_to_read_the_file(tmp_path: Path) -> None:
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(each.stat().st_mode | 0o011)
-    path = tmp_path / "lock"
+def test_another_user_needs_only_to_read_the_file() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        _read_only_user(Path(folder) / "lock")
 
+
+def _read_only_user(path: Path) -> None:
     def try_as_nobody() -> str:
         # Imports happen before the change of user: our own files may not be readable for nobody.
         done = subprocess.run([sys.executable, "-c", UNPRIVILEGED, str(path)], capture_output=True, text=True, timeout=60, check=True)
