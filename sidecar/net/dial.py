@@ -92,7 +92,7 @@ def _refused(ip: str) -> str | None:
 class Wire:
     """One connection, and the deadline of whatever is being done on it. One waiter at a time; owns its socket."""
 
-    __slots__ = ("_expired", "_fd", "_loop", "_on_end", "_reading", "_sock", "_timer", "_waiter")
+    __slots__ = ("_expired", "_fd", "_is_unwanted", "_loop", "_on_end", "_reading", "_sock", "_timer", "_waiter")
 
     def __init__(self, deadline: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -100,6 +100,7 @@ class Wire:
         self._fd = -1
         self._waiter: asyncio.Future[None] | None = None
         self._reading = False
+        self._is_unwanted = False
         self._expired = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_end: Callable[[str, bytes], None] | None = None
@@ -228,6 +229,7 @@ class Wire:
 
     def _start_reading(self) -> None:
         # The reader stays registered from probe to probe: a kept probe then costs one send and one receive.
+        self._is_unwanted = False
         if not self._reading:
             self._loop.add_reader(self._fd, self._on_readable)
             self._reading = True
@@ -242,8 +244,10 @@ class Wire:
             self._wake()
         elif self._on_end is not None:
             self._watch(self._on_end)
+        elif self._is_unwanted:
+            self._stop_reading()  # it would fire for ever
         else:
-            self._stop_reading()  # nobody wants it now; it would fire for ever
+            self._is_unwanted = True  # announced once more before what woke us had been read: usual, and over by now
 
     def _watch(self, on_end: Callable[[str, bytes], None]) -> None:
         assert self._sock is not None

@@ -9,6 +9,7 @@ import socket
 from itertools import pairwise
 from typing import Any
 
+import psutil
 import pytest
 
 from lbplugins.values import Address
@@ -212,14 +213,16 @@ async def test_forgotten_target_is_heard_of_no_more() -> None:
     with zoo.Server(behaviour) as server, zoo.Server(zoo.silent) as mute:
         async with running_engine(HEALTH) as (engine, recorder):
             await ask_in_turn(engine, recorder, target_of(server), 1)
-            engine.ask(ask_now(target_of(mute), SHORT_S))
+            engine.ask(ask_now(target_of(mute)))
             await asyncio.sleep(0.05)
             assert engine.targets() == {target_of(server), target_of(mute)}
 
+            engine._kept_ended(engine._states[target_of(server)], "closed", b"")  # news that is about to be delivered
             engine.forget(target_of(mute))
             engine.forget(target_of(server))
             engine.forget(target_of(server))
-            await asyncio.sleep(SHORT_S + 0.1)
+            for _ in range(5):
+                await asyncio.sleep(0)
 
             assert engine.targets() == frozenset() and engine.in_flight == 0
             assert len(recorder.outcomes) == 1 and recorder.nudges == []
@@ -336,3 +339,17 @@ async def test_closing_cancels_and_delivers_nothing_more() -> None:
 
             assert engine.in_flight == 0 and engine.targets() == frozenset()
             assert len(recorder.outcomes) == 1
+
+
+async def test_no_descriptor_stays_behind() -> None:
+    with zoo.Server(zoo.good) as server, zoo.Server(zoo.silent) as mute, zoo.Server(zoo.hurried_reset) as rude:
+        async with running_engine(HEALTH, spec(tcp=True), spec(https="/")) as (engine, recorder):
+            for key in engine._questions:
+                for one in (server, mute, rude):
+                    engine.ask(ask_now(Target(one.address, key), 0.1))
+            await recorder.until_outcomes(9)
+            engine.ask(ask_now(target_of(mute)))
+            await asyncio.sleep(0.02)
+
+        theirs = {one.address.port for one in (server, mute, rude)}
+        assert [c for c in psutil.Process().net_connections("tcp") if c.raddr and c.raddr[1] in theirs] == []
