@@ -83,7 +83,9 @@ class Summary:
 class Latencies:
     """All tracks. Times are monotonic seconds; one that lies before a later one already seen counts as that later one."""
 
-    def __init__(self, max_instances: int = MAX_INSTANCES) -> None:
+    def __init__(self, max_instances: int = MAX_INSTANCES, few: int = FEW) -> None:
+        """`few`: samples an hour up to which a track keeps each one."""
+        self._few = few
         self._max_instances = max_instances
         self._instances: dict[tuple[Instance, Source], _Track] = {}
         self._services: dict[tuple[str, Source], _Track] = {}
@@ -135,21 +137,22 @@ class Latencies:
     def _tracks(self, instance: Instance, source: Source) -> Iterable[_Track]:
         whole = self._services.get((instance.service, source))
         if whole is None:
-            whole = self._services[instance.service, source] = _Track()
+            whole = self._services[instance.service, source] = _Track(self._few)
         own = self._instances.get((instance, source))
         if own is None:
             if len(self._instances) >= self._max_instances * len(_SOURCES):
                 return (whole,)
-            own = self._instances[instance, source] = _Track()
+            own = self._instances[instance, source] = _Track(self._few)
         return own, whole
 
 
 class _Track:
     """One row of samples; starts with `_Few` and goes over to `_Many` when they are no longer few."""
 
-    __slots__ = ("_store", "count", "failures", "seconds")
+    __slots__ = ("_few", "_store", "count", "failures", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, few: int) -> None:
+        self._few = few
         self._store: _Few | _Many = _Few()
         self.count = 0
         self.failures = 0
@@ -175,9 +178,9 @@ class _Track:
         store = self._store
         if second > store.second:
             store.roll(second)
-        if isinstance(store, _Few) and len(store.samples) >= FEW:
+        if isinstance(store, _Few) and len(store.samples) >= self._few:
             store.trim()
-            if len(store.samples) >= FEW:
+            if len(store.samples) >= self._few:
                 self._store = store = _Many.of(store)
         return store
 
