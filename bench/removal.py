@@ -166,14 +166,17 @@ def _judged(
     if out is not None and scene.is_nginx:
         # The file is only the word; old workers act on the one before until they have been replaced.
         out = max([out, *(a.at for a in tried if a.at <= out + RELOAD_S)])
-    requests = scene.load.between(at - 1.0, listening)
-    hurt = [r for r in requests if r.ended >= at]
+    hurt = [r for r in scene.load.between(at - 1.0, listening) if r.ended >= at]
+    reached = [a.at for a in tried]
+    if not scene.is_nginx:
+        # What HAProxy cuts on kept connections it neither answers nor logs: its client sees the connection close, and asks again.
+        reached += [r.due for r in hurt if r.due > at and (r.resent or r.status != 200)]
     returned = [e for e in daemon.events("returned") if e["instance"].endswith(f":{port}")]
     return Run(
         fault,
         None if out is None else out - at,
-        max((a.at - at for a in tried), default=0.0),
-        0 if out is None else sum(1 for a in tried if a.at > out),
+        max((when - at for when in reached), default=0.0),
+        0 if out is None else sum(1 for when in reached if when > out),
         sum(1 for r in hurt if r.status != 200),
         sum(1 for r in hurt if r.status == 200 and r.ended - r.due > 1.0),
         sum(1 for r in hurt if r.resent),

@@ -129,12 +129,13 @@ class ServiceState:
 
 @dataclass(slots=True)
 class Sent:
-    """The last change sent to one server and what became of it. `confirmed`: a picture has since shown it."""
+    """The last change sent to one server and what became of it. `confirmed`: a picture has shown it; `told`: the last refusal told."""
 
     serve: Serve
     at: float
     settle_s: float = 0.0
     refused: str = ""
+    told: str = ""
     retries: int = 0
     confirmed: bool = False
     generation: str = ""
@@ -226,9 +227,14 @@ class World:
             for change in changes:
                 if change.on is Axis.OURS:
                     earlier = balancer.sent.get(change.ref)
-                    tries = earlier.retries if earlier and earlier.serve is change.want.serve else 0
+                    same = earlier if earlier and earlier.serve is change.want.serve else None
                     balancer.sent[change.ref] = Sent(
-                        change.want.serve, decision.at, change.expect.settle_s, retries=tries, generation=change.expect.generation
+                        change.want.serve,
+                        decision.at,
+                        change.expect.settle_s,
+                        told=same.told if same else "",
+                        retries=same.retries if same else 0,
+                        generation=change.expect.generation,
                     )
                 else:
                     balancer.said_pending[change.ref] = _operator_of(change.want.serve)
@@ -678,8 +684,10 @@ class World:
             if change.on is Axis.OPERATOR:
                 balancer.said_pending.pop(change.ref, None)
             if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
-                if sent.refused != why:
+                # Once is no news: it moved between our look and our write, and is looked at again at once.
+                if sent.retries and sent.told != why:
                     self._tell("refused", fact.at, "sidecar", f"{fact.balancer}/{change.ref} refused: {why}")
+                    sent.told = why
                 sent.refused, sent.at, sent.retries = why, fact.at, sent.retries + 1
         if fact.error:
             for change in fact.changes:
