@@ -58,7 +58,8 @@ class Agent:
         self.address = address
         self._words: dict[Ref, bytes] = {}
         self._polls: dict[Ref, Poll] = {}
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: set[_Question] = set()
+        self._all_gone = asyncio.Event()
         self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -66,7 +67,8 @@ class Agent:
         if self._server is not None:
             return
         try:
-            self._server = await asyncio.start_server(self._serve, self.address.host, self.address.port, limit=LONGEST_QUESTION)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(lambda: _Question(self), self.address.host, self.address.port)
         except OSError as error:
             raise BalancerError(
                 f"agent {self.address}: cannot listen there ({error.strerror or error}); "
@@ -79,8 +81,11 @@ class Agent:
         if server is None:
             return
         server.close()
-        for writer in tuple(self._open):
-            writer.transport.abort()
+        for question in tuple(self._open):
+            question.abort()
+        while self._open:
+            self._all_gone.clear()
+            await self._all_gone.wait()
         await server.wait_closed()
 
     def say(self, ref: Ref, serve: Serve, why: str = "") -> None:
@@ -98,26 +103,21 @@ class Agent:
         asking = {ref: poll for ref, poll in self._polls.items() if now - poll.at <= (3 * poll.gap_s if poll.gap_s else FORGOTTEN_S)}
         return Polls(frozenset(asking), {ref: 2 * (poll.gap_s or FIRST_GAP_S) + 0.2 for ref, poll in asking.items()})
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= MOST_AT_ONCE:
-            writer.transport.abort()
-            return
-        self._open.add(writer)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                question = await reader.readuntil(b"\n")
-                writer.write(self._answer(question))
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # not HAProxy, or gone: nothing to say
-        finally:
-            self._open.discard(writer)
-            writer.transport.abort()
+    def came(self, question: _Question) -> bool:
+        """Whether this connection may ask."""
+        if self._server is None or len(self._open) >= MOST_AT_ONCE:
+            return False
+        self._open.add(question)
+        return True
 
-    def _answer(self, question: bytes) -> bytes:
-        pool, _, server = question.decode("ascii", "replace").strip("\r\n").partition("/")
+    def went(self, question: _Question) -> None:
+        self._open.discard(question)
+        if not self._open:
+            self._all_gone.set()
+
+    def answer(self, question: bytes) -> bytes:
+        """The word for the server that this line names, and a note that it asked."""
+        pool, _, server = question.decode("ascii", "replace").strip("\r").partition("/")
         if NAME.match(pool) is None or NAME.match(server) is None:
             return b"\n"
         ref = Ref(pool, server)
@@ -127,6 +127,43 @@ class Agent:
         elif len(self._polls) < MOST_ASKERS:
             self._polls[ref] = Poll(now)
         return self._words.get(ref, b"\n")
+
+
+class _Question(asyncio.Protocol):
+    """One connection: a line, an answer, the end. Without a line in time, the end."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._heard = b""
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._agent.came(self):
+            transport.abort()
+            return
+        self._deadline = asyncio.get_running_loop().call_later(PATIENCE_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._heard += data
+        line, ended, _ = self._heard.partition(b"\n")
+        if ended and len(line) <= LONGEST_QUESTION:
+            self._transport.write(self._agent.answer(line))
+            self._transport.close()
+        elif len(self._heard) > LONGEST_QUESTION:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._agent.went(self)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
 
 __all__ = ["Agent"]

@@ -47,6 +47,26 @@ def free_port() -> int:
     raise AssertionError("no free port from 20000 to 32000")
 
 
+class HeldPort:
+    """A port that refuses connections and that no one else takes, until whoever it is meant for listens there (with SO_REUSEADDR)."""
+
+    def __init__(self) -> None:
+        while True:
+            self.socket = socket.socket()
+            self.number = free_port()
+            try:
+                self.socket.bind(("127.0.0.1", self.number))
+            except OSError:
+                self.socket.close()
+                continue
+            # Only now: with it set before, two holders could share the port.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 def wait_for(true: Callable[[], object], what: str) -> None:
     """Returns once it is true; fails with `what` after a time that no healthy machine needs."""
     deadline = time.monotonic() + PATIENCE_S
@@ -323,8 +343,8 @@ class Fleet:
 
     def __init__(self, version: str) -> None:
         self.origins = [Origin() for _ in range(3)]
-        self.dead_port = free_port()
-        agent = f"agent-check agent-inter 200ms agent-addr 127.0.0.1 agent-port {self.dead_port}"
+        self.dead = HeldPort()
+        agent = f"agent-check agent-inter 200ms agent-addr 127.0.0.1 agent-port {self.dead.number}"
         check = "check inter 100ms fall 20 rise 1"
 
         def servers(options: str) -> str:
@@ -354,6 +374,7 @@ class Fleet:
 
     def close(self) -> None:
         self.box.close()
+        self.dead.close()
         for origin in self.origins:
             origin.close()
 

@@ -14,7 +14,7 @@ from lbplugins.haproxy import HAProxy, HAProxyOptions
 from lbplugins.haproxy.agent import Agent
 from lbplugins.values import FULL, KILL, MAINTENANCE, NONE, OURS, READY, Address, Change, Ref, Setting
 
-from .lab import VERSIONS, Box, Origin, free_port, wait_for
+from .lab import VERSIONS, Box, HeldPort, Origin, wait_for
 
 REF = Ref("a", "x")
 POOLS = frozenset({"a"})
@@ -32,7 +32,8 @@ class Asked:
     """A box whose server x asks our agent every 200 ms, and says which it is."""
 
     def __init__(self, version: str, origin: Origin) -> None:
-        self.agent_port = free_port()
+        self.held = HeldPort()
+        self.agent_port = self.held.number
         agent = f"agent-check agent-inter 200ms agent-addr 127.0.0.1 agent-port {self.agent_port}"
         lines = [f'    server {name} 127.0.0.1:{origin.port} weight 100 {agent} agent-send "a/{name}\\n"' for name in "xy"]
         self.box = Box(version, "backend a\n" + "\n".join(lines))
@@ -47,6 +48,7 @@ def asked(request: pytest.FixtureRequest, origin: Origin) -> Iterator[Asked]:
     asked = Asked(request.param, origin)
     yield asked
     asked.box.close()
+    asked.held.close()
 
 
 @asynccontextmanager
@@ -198,16 +200,13 @@ async def test_somebody_elses_agent_is_left_alone(asked: Asked) -> None:
 
 @pytest.fixture
 async def agent() -> AsyncIterator[Agent]:
-    while True:
-        agent = Agent(Address("127.0.0.1", free_port()))
-        try:
-            await agent.listen()
-            break
-        except BalancerError:
-            continue
+    held = HeldPort()
+    agent = Agent(Address("127.0.0.1", held.number))
+    await agent.listen()
     yield agent
     await agent.close()
     await agent.close()
+    held.close()
 
 
 async def say(agent: Agent, question: bytes) -> bytes:

@@ -37,7 +37,7 @@ from lbplugins.values import (
     Setting,
 )  # fmt: skip
 
-from .lab import VERSIONS, Box, Fleet, Origin, Tap, free_port, wait_for
+from .lab import VERSIONS, Box, Fleet, HeldPort, Origin, Tap, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -68,6 +68,14 @@ def origin() -> Iterator[Origin]:
     origin = Origin()
     yield origin
     origin.close()
+
+
+@pytest.fixture
+def dead() -> Iterator[HeldPort]:
+    """The port of an agent that nobody answers for."""
+    held = HeldPort()
+    yield held
+    held.close()
 
 
 class Sidecar:
@@ -138,9 +146,9 @@ async def test_new_requests_go_elsewhere_and_come_back(clean: Fleet, pool: str) 
 @pytest.mark.parametrize("pool", ["b", "d", "e"])
 @pytest.mark.parametrize(("in_flight", "status"), [(KEEP, 200), (KILL, 502)])
 async def test_requests_under_way_are_kept_or_cut_as_asked(
-    version: str, origin: Origin, pool: str, in_flight: InFlight, status: int
+    version: str, origin: Origin, dead: HeldPort, pool: str, in_flight: InFlight, status: int
 ) -> None:
-    options = {"b": f"agent-check agent-inter 200ms agent-port {free_port()}", "d": "check inter 200ms fall 20 rise 1", "e": ""}[pool]
+    options = {"b": f"agent-check agent-inter 200ms agent-port {dead.number}", "d": "check inter 200ms fall 20 rise 1", "e": ""}[pool]
     box, ref = (
         Box(version, f"backend {pool}\n    option httpchk GET /check\n    server x 127.0.0.1:{origin.port} {options}"),
         Ref(pool, "x"),
@@ -494,8 +502,8 @@ async def test_an_old_worker_that_still_serves_is_named(version: str, origin: Or
         box.close()
 
 
-async def test_a_pushed_ejection_kept_by_a_state_file_can_be_returned(version: str, origin: Origin) -> None:
-    agent = f"agent-check agent-inter 200ms agent-addr 127.0.0.1 agent-port {free_port()}"
+async def test_a_pushed_ejection_kept_by_a_state_file_can_be_returned(version: str, origin: Origin, dead: HeldPort) -> None:
+    agent = f"agent-check agent-inter 200ms agent-addr 127.0.0.1 agent-port {dead.number}"
     box = Box(version, f"backend b\n    server x 127.0.0.1:{origin.port} weight 100 {agent}", defaults="load-server-state-from-file global")
     ref = Ref("b", "x")
     try:
