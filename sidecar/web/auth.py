@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from aiohttp import web
-
 from sidecar.web.options import ApiOptions, May, SecretError, TokenOptions, is_loopback
 from sidecar.web.problem import Problem
 
@@ -75,12 +73,19 @@ NOBODY = Caller(ANONYMOUS, frozenset())
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end of a connection. `key` names it for counting; `uid` and `gids` only on a unix socket."""
+    """The other end of a connection. `key` names it for counting; the rest only on a unix socket, whose file has an owner and a group."""
 
     key: str
     is_loopback: bool = False
     uid: int | None = None
     gids: frozenset[int] = frozenset()
+    owner: int | None = None
+    group: int | None = None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Root, the socket's owner, its group, or our own user: the file's rights let them in, and they need no token."""
+        return self.uid is not None and (self.uid in (0, os.geteuid(), self.owner) or self.group in self.gids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +118,30 @@ class Gate:
             self._any_ip = _is_wildcard(options.listen.host)
         self._tokens, self._hosts = tokens, frozenset(hosts)
 
-    async def caller(self, request: web.Request, peer: Peer, now: float) -> Caller:
+    async def caller(self, authorization: str | None, peer: Peer, now: float) -> Caller:
         """Who this is. Problem 401 for a bad token, 429 after too many of them."""
-        header = request.headers.get("Authorization")
-        if header is not None:
-            return self._by_token(header, peer, now)
-        if peer.uid is not None:
-            return await self._by_uid(request, peer)
-        return READER if peer.is_loopback else NOBODY
+        if authorization is not None:
+            return self._by_token(authorization, peer, now)
+        if peer.uid is not None and peer.is_trusted:
+            return Caller(f"operator:{await self._user(peer.uid)}", EVERYTHING)
+        return READER if peer.is_loopback or peer.uid is not None else NOBODY
 
-    def check_host(self, request: web.Request, peer: Peer) -> None:
+    def check_host(self, host: str, peer: Peer) -> None:
         """Against DNS rebinding: a foreign name in Host is a browser that was led here. Problem 421."""
         if peer.uid is not None:
             return
-        name = _host_name(request.headers.get("Host", ""))
+        name = _host_name(host)
         if name in self._hosts or (self._any_ip and _is_ip(name)):
             return
         raise Problem(
             421, f"this server is not {name[:80] or 'a request without Host'!r}", "use its own address, or add the name to api.hosts"
         )
 
-    def check_origin(self, request: web.Request) -> None:
-        """Writes from a page of another origin are refused, whatever they carry. Problem 403."""
-        site, origin = request.headers.get("Sec-Fetch-Site", "none"), request.headers.get("Origin")
-        same = origin is None or _same_origin(origin, request)
-        if not same or site not in ("none", "same-origin"):
-            raise Problem(403, "a page of another origin may not change anything here", "use the command line or a script")
+    def check_origin(self, origin: str | None, site: str | None, host: str) -> None:
+        """Writes from a page of another origin are refused, whatever they carry. `site`: Sec-Fetch-Site. Problem 403."""
+        if (origin is None or _same_origin(origin, host)) and site in (None, "none", "same-origin"):
+            return
+        raise Problem(403, "a page of another origin may not change anything here", "use the command line or a script")
 
     # ---- tokens ----
 
@@ -172,16 +175,6 @@ class Gate:
 
     # ---- the unix socket's peer ----
 
-    async def _by_uid(self, request: web.Request, peer: Peer) -> Caller:
-        """Root, the socket's owner and its group need no token; others are read-only, should they get in at all."""
-        assert peer.uid is not None, "asked only for unix sockets"
-        name = await self._user(peer.uid)
-        sock = request.transport.get_extra_info("sockname") if request.transport else None
-        owner, group = _owner_of(sock)
-        if peer.uid in (0, os.geteuid(), owner) or (group is not None and group in peer.gids):
-            return Caller(f"operator:{name}", EVERYTHING)
-        return READER
-
     async def _user(self, uid: int) -> str:
         """The user's name; its number where none is found in time. Looked up once: a directory service may be slow."""
         if uid not in self._users:
@@ -199,7 +192,8 @@ def peer_of(transport: asyncio.BaseTransport | None) -> Peer:
         return Peer("unknown")
     if sock.family == socket.AF_UNIX:
         _, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        return Peer(f"uid:{uid}", uid=uid, gids=frozenset({gid, *_peer_groups(sock)}))
+        owner, group = _owner_of(sock.getsockname())
+        return Peer(f"uid:{uid}", uid=uid, gids=frozenset({gid, *_peer_groups(sock)}), owner=owner, group=group)
     peer = transport.get_extra_info("peername") if transport is not None else None
     host = str(peer[0]) if isinstance(peer, tuple) and peer else ""
     plain = host.removeprefix("::ffff:")
@@ -268,10 +262,10 @@ def _host_name(header: str) -> str:
         return ""
 
 
-def _same_origin(origin: str, request: web.Request) -> bool:
+def _same_origin(origin: str, host: str) -> bool:
     try:
         parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == request.headers.get("Host", "").lower()
+        return parts.scheme in ("http", "https") and bool(host) and parts.netloc.lower() == host.lower()
     except ValueError:
         return False
 

@@ -23,13 +23,21 @@ _FULL = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Numbers of one listener. `per_ip` holds for peers that are not this machine."""
+    """Numbers of one listener. `per_ip` holds for peers that are not this machine.
+
+    `headers_s`: for a request's head. `request_s`: from there to the last byte of the answer; `?wait=` adds to it. `stalled_s`: how long a
+    reader may take nothing. `unparsed_bytes`: most that may arrive without a whole head in it.
+    """
 
     connections: int = 256
     per_ip: int = 64
     headers_s: float = 5.0
+    request_s: float = 10.0
     stalled_s: float = 20.0
     unparsed_bytes: int = 128 << 10
+
+
+DEFAULTS = Limits()
 
 
 @dataclass(slots=True)
@@ -190,4 +198,4 @@ def _remote_ip(peer: object) -> str:
     return "" if plain.is_loopback else str(plain)
 
 
-__all__ = ["Crowd", "Guarded", "Limits", "guarded"]
+__all__ = ["DEFAULTS", "Crowd", "Guarded", "Limits", "guarded"]

@@ -12,6 +12,7 @@ import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
@@ -21,19 +22,17 @@ from sidecar.web.api import Api, dumped
 from sidecar.web.asked import BODY_MAX, WAIT_MAX_S, Asked
 from sidecar.web.auth import Gate, peer_of
 from sidecar.web.certificate import Certificate
-from sidecar.web.connections import Crowd, Limits, guarded
+from sidecar.web.connections import DEFAULTS, Crowd, Limits, guarded
 from sidecar.web.desk import Desk
 from sidecar.web.options import ApiOptions
 from sidecar.web.problem import Problem
 from sidecar.web.routes import ROUTES, Route
 from sidecar.web.stream import Stream
 
-REQUEST_S = 10.0
-"""From the head of a request to the last byte of its answer; `?wait=` adds to it."""
 HEADERS_MAX = 16 << 10
 KEEPALIVE_S, LINGER_S, HANDSHAKE_S, SHUTDOWN_S = 30.0, 1.0, 5.0, 2.0
 BACKLOG = 512
-UNIX_LIMITS = Limits(connections=64)
+UNIX_CONNECTIONS = 64
 """The socket has places of its own: whatever happens on TCP, the command line gets through."""
 SAFE = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -57,15 +56,16 @@ class WebError(Exception):
 class Web:
     """The HTTP surface of one running sidecar. `open` once, `close` once."""
 
-    def __init__(self, options: ApiOptions, desk: Desk, *, env: Mapping[str, str] = os.environ, limits: Limits | None = None) -> None:
+    def __init__(self, options: ApiOptions, desk: Desk, *, env: Mapping[str, str] = os.environ, limits: Limits = DEFAULTS) -> None:
         """No I/O but reading the tokens' secrets; SecretError if one is missing or weak."""
         self.options = options
         self.gate = Gate(options, env)
         self.stream = Stream(desk.decisions)
         self.port: int | None = None
         self._api = Api(desk, self.stream)
-        self._tcp = Crowd(limits or Limits())
-        self._unix = Crowd(UNIX_LIMITS)
+        self.limits = limits
+        self._tcp = Crowd(limits)
+        self._unix = Crowd(replace(limits, connections=UNIX_CONNECTIONS))
         self._servers: list[asyncio.Server] = []
         self._socket_file: tuple[Path, int] | None = None
         self._certificate: Certificate | None = None
@@ -109,6 +109,12 @@ class Web:
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
             self._socket_file = None
+
+    def renew(self, options: ApiOptions, env: Mapping[str, str] = os.environ) -> list[str]:
+        """Take the tokens and host names of a new configuration; SecretError leaves the old. Returns what only a restart can change."""
+        self.gate.replace(options, env)
+        kept = [name for name in ("listen", "socket", "tls") if getattr(options, name) != getattr(self.options, name)]
+        return [f"api.{name} is changed; it takes effect at the next start" for name in kept]
 
     # ---- listening ----
 
@@ -176,7 +182,7 @@ class Web:
         self._unix.busy(request.transport)
         response: web.StreamResponse | None = None
         try:
-            async with asyncio.timeout(_allowed_s(request)):
+            async with asyncio.timeout(self._allowed_s(request)):
                 response = await self._answered(request, handler)
                 await response.prepare(request)
                 await response.write_eof()
@@ -184,18 +190,25 @@ class Web:
             if response is not None and response.prepared and request.transport is not None:
                 request.transport.abort()  # half an answer is sent: only the end of the connection can say so
             else:
-                response = _refusal(Problem(408, f"not done within {REQUEST_S:.0f} s", "send the whole request at once, or try again"))
+                why = f"not done within {self.limits.request_s:g} s"
+                response = _refusal(Problem(408, why, "send the whole request at once, or try again"))
                 response.force_close()
         finally:
             self._tcp.free(request.transport)
             self._unix.free(request.transport)
         return response if response is not None else web.Response(status=500)
 
+    def _allowed_s(self, request: web.Request) -> float | None:
+        """Seconds for the whole request; None for the stream, which has deadlines of its own."""
+        if request.path == "/api/v1/events":
+            return None
+        return self.limits.request_s + (WAIT_MAX_S if "wait" in request.query else 0.0)
+
     async def _answered(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         try:
             if sum(len(name) + len(value) for name, value in request.raw_headers) > HEADERS_MAX:
                 raise Problem(431, f"the headers are longer than {HEADERS_MAX >> 10} KiB", "send fewer or shorter ones")
-            self.gate.check_host(request, peer_of(request.transport))
+            self.gate.check_host(request.headers.get("Host", ""), peer_of(request.transport))
             return await answer(request)
         except Problem as problem:
             return _refusal(problem)
@@ -215,8 +228,9 @@ class Web:
 
         async def answer(request: web.Request) -> web.StreamResponse:
             if route.is_act:
-                self.gate.check_origin(request)
-            caller = await self.gate.caller(request, peer_of(request.transport), time.monotonic())
+                headers = request.headers
+                self.gate.check_origin(headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers.get("Host", ""))
+            caller = await self.gate.caller(request.headers.get("Authorization"), peer_of(request.transport), time.monotonic())
             caller.require_any(route.scope)
             asked = Asked(request, caller)
             asked.only(known)
@@ -226,14 +240,6 @@ class Web:
             return found
 
         return answer
-
-
-def _allowed_s(request: web.Request) -> float | None:
-    """Seconds for the whole request; None for the stream, which has deadlines of its own."""
-    if request.path == "/api/v1/events":
-        return None
-    wait = WAIT_MAX_S if "wait" in request.query else 0.0
-    return REQUEST_S + wait
 
 
 def _refusal(problem: Problem) -> web.Response:

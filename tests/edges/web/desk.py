@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +13,7 @@ from sidecar.core.window import Latencies
 from sidecar.core.world import World
 from sidecar.store.decisions import Decisions
 from sidecar.web.desk import SelfHealth
-from tests.core.lab import Lab
+from tests.core.lab import Lab, good
 
 START = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 WARM_S = 12.0
@@ -57,8 +56,9 @@ class DeskLab(Lab):
         return START + timedelta(seconds=at - self.began)
 
     def add(self, pool: str, server: str, address: str, **seen: object) -> None:
-        """One more server at the balancer."""
+        """One more server at the balancer, with an instance that answers well behind it."""
         where = Address.parse(address)
+        self.answers.setdefault(where, good())
         self.servers[Ref(pool, server)] = replace(Seen(address=where, serving=True, weight=100, generation="g1"), **seen)  # type: ignore[arg-type]
 
     def _look(self) -> None:
@@ -175,10 +175,8 @@ def policies(*services: ServicePolicy) -> Policy:
     return Policy({s.name: s for s in services}, {"edge": BalancerPolicy("edge", drain=True, kill=True)})
 
 
-def warm(n: int = 4, facts: Sequence[Fact] = (), **more: object) -> LabDesk:
-    """A shop of n healthy instances, past its cold start."""
+def warm(n: int = 4, seconds: float = WARM_S, **more: object) -> LabDesk:
+    """A shop of n healthy instances, past its cold start; by default long enough for all timeouts to be learned."""
     lab = DeskLab(n, **more)  # type: ignore[arg-type]
-    if facts:
-        lab.feed(*facts)
-    lab.run(WARM_S)
+    lab.run(seconds)
     return LabDesk(lab)
