@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,18 +23,31 @@ class NeverHappenedError(Exception):
     """What was waited for did not come; the message says what it was."""
 
 
-def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> float:
-    """The monotonic moment at which it was true; NeverHappenedError after `patience_s`."""
+def until(true: Callable[[], object], what: str | Callable[[], str], patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> float:
+    """The monotonic moment at which it was true; NeverHappenedError after `patience_s`, with `what` as it is to be said then."""
     deadline = time.monotonic() + patience_s
     while not true():
         if time.monotonic() >= deadline:
-            raise NeverHappenedError(f"not within {patience_s:.0f} s: {what}")
+            raise NeverHappenedError(f"not within {patience_s:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(poll_s)
     return time.monotonic()
 
 
+class _OverSocket(http.client.HTTPConnection):
+    """HTTP over the API's unix socket, where our own user needs no token and network namespaces do not matter."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("sidecar", timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        self.sock.connect(str(self._path))
+
+
 class Daemon:
-    """`lb-sidecar run` with this configuration. The API listens on `port`; log lines go to `log`."""
+    """`lb-sidecar run` with this configuration. The API listens on `port` and is asked over its socket; log lines go to `log`."""
 
     def __init__(self, folder: Path, port: int, config: str, *, name: str = "sidecar") -> None:
         """`config`: all but `api` and `state`, which stand in `folder`."""
@@ -80,7 +94,7 @@ class Daemon:
 
     def ask(self, path: str, method: Literal["GET", "PUT", "POST", "DELETE"] = "GET", body: object = None) -> tuple[int, Any]:
         """Status and JSON; (0, None) while nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = _OverSocket(self.folder / f"{self.name}.sock")
         try:
             connection.request(method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -108,6 +122,15 @@ class Daemon:
         events: list[dict[str, Any]] = list(reversed(found["decisions"])) if status == 200 else []
         return [e for e in events if kind in ("", e["kind"])]
 
+    def wait_event(self, kind: str, word: str = "") -> dict[str, Any]:
+        """The first event of this kind whose sentence has the word, in the decision log of this state folder."""
+
+        def found() -> list[dict[str, Any]]:
+            return [e for e in self.events(kind) if word in e["sentence"]]
+
+        until(found, lambda: f"{self.name}: an event {kind} with {word!r}\n{self.log_text()[-3000:]}")
+        return found()[0]
+
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
@@ -115,7 +138,7 @@ class Daemon:
 
     def wait_healthy(self, ports: Sequence[int], *, learned: bool = False) -> None:
         """Until these are healthy and in rotation; `learned`: and have given 30 good answers, from when on bounds hold."""
-        until(lambda: self._are_healthy(ports, learned), f"{self.name}: all of {list(ports)} healthy\n{self.log_text()[-2000:]}")
+        until(lambda: self._are_healthy(ports, learned), lambda: f"{self.name}: all of {list(ports)} healthy\n{self.log_text()[-2000:]}")
 
     def _are_healthy(self, ports: Sequence[int], learned: bool) -> bool:
         found = self.instances()

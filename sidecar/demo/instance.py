@@ -1,4 +1,4 @@
-"""One instance: a minimal HTTP server that names itself. `python -m sidecar.demo.instance PORT`."""
+"""One instance: a minimal HTTP server that names itself. `python -m sidecar.demo.instance PORT [HOST]`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Instance:
         return b"HTTP/1.1 %s\r\nContent-Length: %d\r\nX-Instance: %s\r\n\r\n%s" % (status, len(body), self.name, body)
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, host: str = "127.0.0.1") -> None:
     """Until SIGTERM."""
     instance = Instance(str(port))
     loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ async def serve(port: int) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, setattr, instance, "is_failing", True)
     loop.add_signal_handler(signal.SIGUSR2, setattr, instance, "is_failing", False)
-    server = await loop.create_server(lambda: _Conversation(instance), "127.0.0.1", port, reuse_address=True)
+    server = await loop.create_server(lambda: _Conversation(instance), host, port, reuse_address=True)
     async with server:
         await stop.wait()
 
@@ -62,7 +62,9 @@ async def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    asyncio.run(serve(parser.parse_args().port))
+    parser.add_argument("host", nargs="?", default="127.0.0.1")
+    asked = parser.parse_args()
+    asyncio.run(serve(asked.port, asked.host))
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def free_ports(n: int, but: Collection[int] = ()) -> list[int]:
     raise StageError(f"no {n} free ports between {FIRST_PORT} and {LAST_PORT}")
 
 
-def wait_for(port: int, what: str) -> None:
+def wait_for(port: int, what: str, host: str = "127.0.0.1") -> None:
     """Until something listens there; StageError after START_WITHIN_S."""
     deadline = time.monotonic() + START_WITHIN_S
     while time.monotonic() < deadline:
         with closing(socket.socket()) as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
+            if sock.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.01)
     raise StageError(f"{what} does not listen on port {port} after {START_WITHIN_S:.0f} s")
@@ -58,24 +58,24 @@ def wait_for(port: int, what: str) -> None:
 class Instances:
     """Real processes, one an instance. Indexes from 0."""
 
-    def __init__(self, ports: list[int]) -> None:
-        self.ports = ports
+    def __init__(self, ports: list[int], host: str = "127.0.0.1") -> None:
+        self.ports, self.host = ports, host
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, i: int) -> None:
         """Start (again), and wait until it listens."""
         self.launch(i)
-        wait_for(self.ports[i], f"instance {i + 1}")
+        wait_for(self.ports[i], f"instance {i + 1}", self.host)
 
     def launch(self, i: int) -> None:
         """Start without waiting."""
-        self._processes[i] = subprocess.Popen([sys.executable, "-m", "sidecar.demo.instance", str(self.ports[i])])
+        self._processes[i] = subprocess.Popen([sys.executable, "-m", "sidecar.demo.instance", str(self.ports[i]), self.host])
 
     def start_all(self) -> None:
         for i in range(len(self.ports)):
             self.launch(i)
         for i, port in enumerate(self.ports):
-            wait_for(port, f"instance {i + 1}")
+            wait_for(port, f"instance {i + 1}", self.host)
 
     def signal(self, i: int, number: signal.Signals) -> None:
         self._processes[i].send_signal(number)

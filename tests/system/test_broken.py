@@ -1,0 +1,112 @@
+"""What surrounds us is broken: a damaged file, a configuration that others broke, our own network. Nothing is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bench.daemon import until
+from sidecar.demo import stage
+from tests.system.lab import lab
+
+pytestmark = pytest.mark.real
+
+
+@pytest.mark.parametrize("shape", ["nginx-1.22", "nginx-1.31"])
+def test_a_truncated_include_is_not_written_to(shape: str) -> None:
+    with lab(shape) as box:
+        sidecar = box.running()
+        text = box.include.read_text()
+        damaged = text[: text.rindex(";") - 4]
+        box.include.write_text(damaged)
+        until(lambda: "writable" in str(sidecar.instances()) or sidecar.events("balancer"), "it was looked at")
+
+        box.kill(0)
+
+        until(lambda: sidecar.judgements()[box.ports[0]] == "suspect", "the dead one is seen")
+        sidecar.wait_event("held", "shop.conf")
+        assert box.include.read_text() == damaged
+        assert sidecar.events("ejected") == []
+
+        box.include.write_text(text)
+        box.wait_out(0)
+
+
+@pytest.mark.parametrize("shape", ["nginx-1.22", "nginx-1.31"])
+def test_a_configuration_that_others_broke_is_told_once_and_nothing_is_written(shape: str) -> None:
+    with lab(shape) as box:
+        sidecar = box.running()
+        before = box.include.read_bytes()
+        config = box.folder / "nginx.conf"
+        whole = config.read_text()
+        config.write_text(whole + "nonsense;\n")
+
+        box.kill(0)
+
+        sidecar.wait_event("balancer", "nonsense")
+        until(lambda: sidecar.instances()[box.ports[0]]["ejection"], "it is decided, and tried again")
+        assert box.include.read_bytes() == before
+
+        config.write_text(whole)
+        box.wait_out(0)
+        assert len([e for e in sidecar.events() if "nonsense" in e["sentence"]]) == 1
+
+
+# ---- our own network ----
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def network() -> Iterator[tuple[str, str, str]]:
+    """A network namespace joined to ours by one link: its name, our end of the link, our address."""
+    number = os.getpid() % 200
+    name, ours, theirs = f"lbs{os.getpid()}", f"lba{os.getpid()}", f"lbb{os.getpid()}"
+    address, peer = f"10.213.{number}.1", f"10.213.{number}.2"
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+        ip("addr", "add", f"{address}/24", "dev", ours)
+        ip("link", "set", ours, "up")
+        ip("-n", name, "addr", "add", f"{peer}/24", "dev", theirs)
+        ip("-n", name, "link", "set", theirs, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        yield name, ours, address
+    finally:
+        ip("netns", "del", name)
+
+
+def test_a_sidecar_whose_own_link_is_cut_ejects_nobody() -> None:
+    with network() as (namespace, link, address), lab("haproxy-2.8-none") as box:
+        far = stage.Instances(box.ports, address)
+        box.instances.stop_all()
+        try:
+            far.start_all()
+            assert box.balancer is not None
+            config = box.folder / "haproxy.cfg"
+            config.write_text(config.read_text().replace("127.0.0.1:", f"{address}:").replace(f"bind {address}", "bind 127.0.0.1"))
+            os.kill(box.balancer.process.pid, signal.SIGUSR2)
+            until(lambda: {row.address for row in box.rows().values()} == {f"{address}:{p}" for p in box.ports}, "the new addresses")
+            sidecar = box.sidecar()
+            sidecar.start(within=("ip", "netns", "exec", namespace))
+            sidecar.wait_healthy(box.ports)
+
+            ip("link", "set", link, "down")
+
+            until(lambda: set(sidecar.judgements().values()) == {"suspect"}, lambda: f"it sees nobody\n{sidecar.log_text()}")
+            sidecar.wait_event("pool_event")
+            assert sidecar.events("ejected") == []
+            assert box.in_rotation() == {0, 1, 2, 3}
+
+            ip("link", "set", link, "up")
+            sidecar.wait_healthy(box.ports)
+            assert sidecar.events("ejected") == []
+        finally:
+            far.stop_all()
