@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
@@ -16,8 +16,9 @@ from lbplugins.haproxy.axis import Lever, Order, Reading
 from lbplugins.haproxy.options import HAProxyOptions
 from lbplugins.haproxy.process import Look, Polls, Process, Told
 from lbplugins.haproxy.table import parse_old_workers
+from lbplugins.haproxy.traffic import Traffic
 from lbplugins.haproxy.wire import Verb
-from lbplugins.values import FULL, KILL, NONE, OURS, Address, Change, Ref, Refusal, Seen, Serve, Traits, differences
+from lbplugins.values import FULL, KILL, NONE, OURS, Address, Change, Ref, Refusal, Seen, Serve, TrafficSample, Traits, differences
 
 LOST = "?"
 """The generation of a process that did not answer, when others did."""
@@ -54,13 +55,16 @@ class HAProxy(Balancer):
         self._processes = [Process(path, options.timeout) for path in options.socket]
         self._agent = Agent(options.agent) if options.agent is not None else None
 
+        self._traffic = Traffic(options.traffic) if options.traffic is not None else None
         self._addresses: dict[Ref, Address | None] = {}
         """Of the servers that our agent has a word for: a word is not for whoever comes after."""
 
     async def open(self) -> None:
-        """Listens for agent-checks, then asks every process; BalancerError if none of them answers."""
+        """Listens for agent-checks and log lines, then asks every process; BalancerError if none of them answers."""
         if self._agent is not None:
             await self._agent.listen()
+        if self._traffic is not None:
+            await self._traffic.listen()
         _of_any(await asyncio.gather(*(process.reach() for process in self._processes), return_exceptions=True))
 
     async def pools(self) -> frozenset[str]:
@@ -100,7 +104,13 @@ class HAProxy(Balancer):
         await self._kill(picture, [change for index, change in allowed.items() if index not in refusals])
         return [Refusal(changes[index], reason) for index, reason in sorted(refusals.items())]
 
+    def traffic(self) -> AsyncIterator[Sequence[TrafficSample]] | None:
+        """Real requests from HAProxy's log, where it is configured; for one reader."""
+        return self._traffic.batches() if self._traffic is not None else None
+
     async def aclose(self) -> None:
+        if self._traffic is not None:
+            await self._traffic.close()
         if self._agent is not None:
             await self._agent.close()
 
