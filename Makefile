@@ -1,0 +1,43 @@
+# Every target sets up what it needs; `make demo` and `make test` are all a fresh machine needs.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check lint types bench-removal image clean system-packages
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
+
+$(STAMP): pyproject.toml
+	@echo "setting up $(VENV) with $(PYTHON) (once; about a minute) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lb-sidecar needs Python 3.11 or newer; give one with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing: install it, on Debian with apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole thing on this machine: instances, a real HAProxy, faults to inject, the page
+	@$(BIN)/lb-sidecar demo
+
+system-packages:
+	@deploy/system-packages
+
+test: $(STAMP) system-packages  ## all tests, on real balancers (installs haproxy and nginx if they are missing)
+	@$(BIN)/python -m pytest -n auto
+
+check: $(STAMP)  ## the fast loop: lint, types, everything but the slow tests; under a minute
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -n auto -m 'not real' -x
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench-removal: $(STAMP) system-packages  ## how fast a dead or hanging instance leaves each balancer
+	@$(BIN)/python -m bench.removal
+
+image:  ## build the container image
+	@$${IMAGE_BUILDER:-docker build -t lb-sidecar:dev} .
+
+clean:  ## forget the environment and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
