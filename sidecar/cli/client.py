@@ -118,9 +118,7 @@ def _end(command: argparse.ArgumentParser) -> None:
 
 def _act(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reason", default="", metavar="TEXT", help="why; shown to everybody who asks")
-    command.add_argument(
-        "--wait", nargs="?", const="60s", metavar="DURATION", help="until the balancers show it (default: 60s); else exit 1"
-    )
+    command.add_argument("--wait", metavar="DURATION", help="so long, as 60s, until the balancers show it; else exit 1")
     command.add_argument("--owner", metavar="NAME", help="in whose name; one word per owner, the strictest wins (default: your user name)")
 
 
@@ -221,8 +219,7 @@ async def explain(args: argparse.Namespace, out: Output) -> int:
         meant = find(found, args.instance)
         at = moment(args.at, "--at", found.sidecar.when, ahead=False) if args.at else None
         address = meant.instance.instance
-        # `until` is exclusive, and what happened in that very second belongs to the story
-        until = None if at is None else _rfc3339(at + timedelta(seconds=1))
+        until = None if at is None else _rfc3339(_end_of_its_grain(at))
         query = {"service": meant.service.service, "instance": address, "until": until, "limit": str(EXPLAINED)}
         own, body = await daemon.get("/api/v1/decisions", models.Decisions, query)
         if out.form == "json":
@@ -234,6 +231,11 @@ async def explain(args: argparse.Namespace, out: Output) -> int:
         whole = await daemon.get("/api/v1/decisions", models.Decisions, {**query, "instance": None, "limit": "300"})
         out.show(story(meant.instance, _about(address, own.decisions, whole[0].decisions), found.sidecar.when, at))
     return 0
+
+
+def _end_of_its_grain(at: datetime) -> datetime:
+    """`until` is exclusive, and what happened in that very second (or millisecond) belongs to the story."""
+    return at + (timedelta(milliseconds=1) if at.microsecond else timedelta(seconds=1))
 
 
 def _about(address: str, own: Sequence[models.Decision], whole: Sequence[models.Decision]) -> list[models.Decision]:
@@ -355,9 +357,8 @@ async def _tell_done(daemon: Daemon, out: Output, each: Meant, result: models.Do
             cure = f"`lb-sidecar ready {each} --owner {override.owner}` ends that too"
             out.say(f"  but it stays {overridden(override, datetime.now(UTC))}; {cure}", "yellow")
         if left.operator.value != "ready" and not left.overrides:
-            out.say(
-                f"  the balancer still shows it in {left.operator.value}; if that is not our own word, end it where it was said", "yellow"
-            )
+            cure = "if that is not our own word, end it where it was said"
+            out.say(f"  the balancer still shows it in {left.operator.value}; {cure}", "yellow")
 
 
 async def _all_reached(daemon: Daemon, done: list[tuple[Meant, models.Done]], word: Word, wait_s: float) -> list[tuple[Meant, models.Done]]:
@@ -366,17 +367,17 @@ async def _all_reached(daemon: Daemon, done: list[tuple[Meant, models.Done]], wo
 
     loop = asyncio.get_running_loop()
     end = loop.time() + wait_s
-    waiting = dict(done)
+    waiting = {str(each): each for each, _ in done}
     while waiting:
-        for each in list(waiting):
+        for name, each in list(waiting.items()):
             shown, _ = await daemon.get(_path(each), models.Instance)
             if _shows(shown, word):
-                del waiting[each]
+                del waiting[name]
         if loop.time() >= end:
             break
         if waiting:
             await asyncio.sleep(min(POLL_S, max(0.0, end - loop.time())))
-    return [(each, result.model_copy(update={"reached": each not in waiting})) for each, result in done]
+    return [(each, result.model_copy(update={"reached": str(each) not in waiting})) for each, result in done]
 
 
 def _shows(instance: models.Instance, word: Word) -> bool:
@@ -472,9 +473,8 @@ def find(found: models.Services, text: str) -> Meant:
     name, slash, rest = text.partition("/")
     if not slash or not rest:
         near = [f"{s.service}/{i.name}" for s in found.services.values() for i in s.instances.values() if text in _names(i)]
-        raise Misused(
-            f"{text!r} is not SERVICE/NAME" + (f": did you mean {_listed(near)}?" if near else ", as shop/web1 or shop/10.0.0.5:8080")
-        )
+        hint = f": did you mean {_listed(near)}?" if near else ", as shop/web1 or shop/10.0.0.5:8080"
+        raise Misused(f"{text!r} is not SERVICE/NAME{hint}")
     service = _service(found, name)
     instances = list(service.instances.values())
     exact = [i for i in instances if rest in _names(i)]

@@ -53,8 +53,13 @@ class Output:
         self._out.flush()
 
     def show(self, what: RenderableType) -> None:
-        """For people."""
-        self.console.print(what)
+        """For people. What is piped has no blanks at the end of its lines."""
+        if self.is_terminal:
+            self.console.print(what)
+            return
+        with self.console.capture() as captured:
+            self.console.print(what)
+        self._out.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
     def say(self, sentence: str, style: str = "") -> None:
         self.console.print(text(sentence, style))
@@ -112,12 +117,12 @@ def _service(service: models.Service, now: datetime) -> list[RenderableType]:
         text(" · ".join(bits)),
     )
     parts: list[RenderableType] = [head]
-    parts += [text(f"  {why}", STYLES[service.status.value].removeprefix("bold ")) for why in service.why]
+    parts += [text(f"  {why}", STYLES[service.status.value].removeprefix("bold ")) for why in _beside_the_table(service)]
     if service.freeze is not None:
         parts.append(text(f"  {frozen(service.freeze, now)}", "magenta"))
     parts += [text(f"  discovery {source}: {fault}", "yellow") for source, fault in service.discovery_faults.items()]
     parts.append(_instances(service, now) if service.instances else text("  no instances yet", "dim"))
-    parts += _holds(service.holds)
+    parts += _holds(service)
     if service.unlisted:
         parts.append(text(f"  untouched, counted as capacity: {', '.join(service.unlisted)}", "dim"))
     return parts
@@ -156,22 +161,32 @@ def _why(each: models.Instance, now: datetime) -> str:
         word = max(each.overrides, key=lambda o: ("ready", "draining", "maintenance").index(o.state.value))
         until = f", until {clock(word.until, now)}" if word.until else ""
         return f"by {word.actor}" + (f": {word.reason}" if word.reason else "") + until
-    return _told_briefly(each.reason, f"{each.service}/{each.instance}")
+    return _told_briefly(each.reason, f"{each.service}/{each.instance}", each.judgement.value)
 
 
-def _told_briefly(sentence: str, who: str) -> str:
-    return sentence.removeprefix(who).strip() if sentence.startswith(who) else sentence
+def _told_briefly(sentence: str, who: str, judgement: str) -> str:
+    """Without what the table's other columns say already."""
+    rest = sentence.removeprefix(who).strip()
+    return rest.removeprefix("is ").removeprefix(f"{judgement}: ") if sentence.startswith(who) else sentence
 
 
-def _holds(holds: Sequence[models.Hold]) -> list[RenderableType]:
+def _beside_the_table(service: models.Service) -> list[str]:
+    """The reasons for the status that neither the table nor the list of holds shows."""
+    shown = {f"{each.name} is {each.judgement.value}" for each in service.instances.values()}
+    return [why for why in service.why if why not in shown and not why.startswith("held by ")]
+
+
+def _holds(service: models.Service) -> list[RenderableType]:
     """Each named hold once, with whom it holds and its arithmetic."""
+    called = {each.instance: each.name for each in service.instances.values()}
     by_words: dict[tuple[str, str], list[str]] = {}
-    for hold in holds:
-        by_words.setdefault((hold.name, hold.why), []).append(hold.instance or "all")
+    for hold in service.holds:
+        by_words.setdefault((hold.name, hold.why), []).append(called.get(hold.instance, hold.instance) or "all")
     lines: list[RenderableType] = []
     for (name, why), who in by_words.items():
+        who.sort()
         whom = ", ".join(who[:5]) + (f" and {len(who) - 5} more" if len(who) > 5 else "")
-        lines.append(Text.assemble("  held ", text(whom, "bold"), " by ", text(name, "yellow"), text(f": {why}")))
+        lines.append(Text.assemble("  held: ", text(whom, "bold"), " by ", text(name, "yellow"), text(f": {why}")))
     return lines
 
 

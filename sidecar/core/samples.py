@@ -7,7 +7,7 @@ what an instance answers never becomes a label, and counted rows are bounded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
@@ -170,21 +170,38 @@ class Own:
 
 def samples(world: World, policy: Policy, latencies: Latencies, now: float, own: Own) -> list[Sample]:
     """All of them, those of one name beside one another."""
-    found = [*_ourselves(world, policy, own, now), *_balancers(world, policy, own.tallies, now)]
+    return grouped(each_sample(world, policy, latencies, now, own))
+
+
+def each_sample(world: World, policy: Policy, latencies: Latencies, now: float, own: Own) -> Iterator[Sample]:
+    """The same one by one, so that a loop with other duties may turn to them in between; the world may move meanwhile."""
+    yield from _ourselves(world, policy, own, now)
+    yield from _balancers(world, policy, own.tallies, now)
     for name, service in sorted(world.services.items()):
-        if (service_policy := policy.services.get(name)) is not None:
-            found += _service(world, service, service_policy, latencies, now, own)
-    found += _counted(own.tallies)
-    order = {name: place for place, name in enumerate(dict.fromkeys(each.name for each in found))}
-    return sorted(found, key=lambda each: order[each.name])
+        service_policy = policy.services.get(name)
+        if service_policy is not None and world.services.get(name) is service:
+            yield from _service(world, service, service_policy, latencies, now, own)
+    yield from _counted(own.tallies)
+
+
+def grouped(found: Iterable[Sample]) -> list[Sample]:
+    """Those of one name beside one another, in the order in which the names first come."""
+    kept = list(found)
+    order = {name: place for place, name in enumerate(dict.fromkeys(each.name for each in kept))}
+    return sorted(kept, key=lambda each: order[each.name])
 
 
 def serving(world: World, state: InstanceState) -> Serving:
-    """What an instance really gets over all its pools, as far as the balancers tell."""
-    if not guard.serves(world, state):
+    """What an instance really gets over all its pools, as the balancers show it; where none has, by our and the operator's word."""
+    pictures = [seen for server in state.servers if (seen := world.seen(server)) is not None]
+    if not pictures:
+        pools = world.policy.services[state.instance.service].pools
+        shown = any(world.balancers[name].seen_at > float("-inf") for name, _ in pools if name in world.balancers)
+        return Serving.NONE if shown or not guard.serves(world, state) else Serving.FULL
+    getting = [seen for seen in pictures if guard.is_in_rotation(seen)]
+    if not getting or not guard.serves(world, state):
         return Serving.NONE
-    pictures = [world.seen(server) for server in state.servers]
-    whole = all(seen is None or (guard.is_in_rotation(seen) and seen.ours.weight_pct == 100) for seen in pictures)
+    whole = len(getting) == len(pictures) and all(seen.ours.weight_pct == 100 for seen in pictures)
     return Serving.FULL if whole else Serving.REDUCED
 
 
@@ -283,7 +300,8 @@ def _service(world: World, service: ServiceState, policy: ServicePolicy, latenci
         summary = latencies.service(name, source, SHOWN_WINDOW, now)
         yield from _quantiles("service", summary, service=name, source=source)
     for state in sorted(service.instances.values(), key=lambda each: str(each.instance)):
-        yield from _instance(world, state, policy, latencies, now)
+        if world.state_of(state.instance) is state:
+            yield from _instance(world, state, policy, latencies, now)
 
 
 def _instance(world: World, state: InstanceState, policy: ServicePolicy, latencies: Latencies, now: float) -> Iterator[Sample]:
@@ -362,4 +380,7 @@ def _counter(name: str, value: float, text: str, unit: str = "", /, **labels: st
     return Sample(f"lbsidecar_{name}_total", "counter", float(value), tuple(labels.items()), unit, text)
 
 
-__all__ = ["Distribution", "Own", "Sample", "SinkCount", "Tallies", "distribution", "probe_age_s", "samples", "serving", "whose"]
+__all__ = [
+    "Distribution", "Own", "Sample", "SinkCount", "Tallies", "distribution", "each_sample", "grouped", "probe_age_s", "samples",
+    "serving", "whose",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from sidecar.core.samples import Sample, SinkCount
@@ -25,8 +25,8 @@ class Publisher(Protocol):
         """Its task, until cancelled; then it sends what waits for 1 s at most."""
 
 
-def publishers(options: PublishOptions, samples: Callable[[], Sequence[Sample]], decisions: Decisions) -> list[Publisher]:
-    """The receivers that the configuration names. `samples` is asked on the loop that runs them."""
+def publishers(options: PublishOptions, samples: Callable[[], Iterable[Sample]], decisions: Decisions) -> list[Publisher]:
+    """The receivers that the configuration names. `samples` is asked on the loop that runs them: best `core.samples.each_sample`."""
     found: list[Publisher] = []
     if options.graphite is not None:
         found.append(Graphite(options.graphite, samples))

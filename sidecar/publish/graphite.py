@@ -11,9 +11,10 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from sidecar.core.samples import Distribution, Sample, SinkCount
+from sidecar.publish.breath import breathing
 from sidecar.publish.options import GraphiteOptions
 from sidecar.publish.sink import Sink
 
@@ -56,8 +57,8 @@ class Graphite:
 
     name = "graphite"
 
-    def __init__(self, options: GraphiteOptions, samples: Callable[[], Sequence[Sample]], wall: Callable[[], float] = time.time) -> None:
-        """`samples` is asked once an interval, on the loop that runs `run`. `wall` gives seconds since 1970."""
+    def __init__(self, options: GraphiteOptions, samples: Callable[[], Iterable[Sample]], wall: Callable[[], float] = time.time) -> None:
+        """`samples` is asked once an interval, on the loop of `run`, and taken in pieces. `wall` gives seconds since 1970."""
         self._options = options
         self._samples = samples
         self._wall = wall
@@ -77,13 +78,16 @@ class Graphite:
         interval = self._options.interval
         while True:
             await asyncio.sleep(interval - self._wall() % interval)
-            self._sink.offer(lines(self._samples(), self._options.prefix, self._wall()))
+            async for line in breathing(lines(self._samples(), self._options.prefix, self._wall())):
+                self._sink.offer((line,))
 
 
-def lines(samples: Iterable[Sample], prefix: str, when: float) -> list[bytes]:
+def lines(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[bytes]:
     """The lines of one moment, `when` in seconds since 1970."""
     end = f" {int(when)}\n"
-    return [f"{prefix}.{path} {value!r}{end}".encode("ascii") for path, value in points(samples) if math.isfinite(value)]
+    for where, value in points(samples):
+        if math.isfinite(value):
+            yield f"{prefix}.{where} {value!r}{end}".encode("ascii")
 
 
 def points(samples: Iterable[Sample]) -> Iterator[tuple[str, float]]:

@@ -11,12 +11,13 @@ import json
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from lbplugins.values import Address
 from sidecar.core.samples import Distribution, Sample, SinkCount
+from sidecar.publish.breath import breathing
 from sidecar.publish.options import LogstashOptions
 from sidecar.publish.sink import Sink
 from sidecar.store.decisions import Decisions, Record, stamp
@@ -35,6 +36,8 @@ _NUMBERS = {
 }
 
 Json = dict[str, Any]
+Documents = dict[tuple[str, str], Json]
+"""By (service, address); address "" = the service itself."""
 
 
 class Logstash:
@@ -45,11 +48,11 @@ class Logstash:
     def __init__(
         self,
         options: LogstashOptions,
-        samples: Callable[[], Sequence[Sample]],
+        samples: Callable[[], Iterable[Sample]],
         decisions: Decisions,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`samples` is asked once an interval, on the loop that runs `run`. `wall` gives seconds since 1970."""
+        """`samples` is asked once an interval, on the loop of `run`, and taken in pieces. `wall` gives seconds since 1970."""
         self._options = options
         self._samples = samples
         self._decisions = decisions
@@ -86,7 +89,11 @@ class Logstash:
         while True:
             await asyncio.sleep(interval - self._wall() % interval)
             when = datetime.fromtimestamp(self._wall(), UTC)
-            self._sink.offer(line(each) for each in numbers(self._samples(), self._host, when))
+            documents: Documents = {}
+            async for sample in breathing(self._samples()):
+                add_number(documents, sample, self._host, when)
+            async for document in breathing(documents.values(), every=8):
+                self._sink.offer((line(document),))
 
 
 def decision(record: Record, host: str) -> Json:
@@ -108,28 +115,33 @@ def decision(record: Record, host: str) -> Json:
 
 def numbers(samples: Iterable[Sample], host: str, when: datetime) -> list[Json]:
     """One document for each service and one for each instance, with its latencies, counts and judgement."""
-    documents: dict[tuple[str, str], Json] = {}
+    documents: Documents = {}
     for sample in samples:
-        labels = dict(sample.labels)
-        key = labels.get("service", ""), labels.get("address", "")
-        place = _place(sample, labels)
-        if place is None or not key[0]:
-            continue
-        if key not in documents:
-            documents[key] = _document(when, host, "metric", "lbsidecar.numbers", *key)
-            documents[key]["message"] = f"numbers of {key[0]}" + (f"/{key[1]}" if key[1] else "")
-        *way, last = place
-        inner = documents[key].setdefault("lbsidecar", {})
-        for step in way:
-            inner = inner.setdefault(step, {})
-        value = sample.value
-        if last == "judgement":
-            inner[last] = labels["judgement"]
-        elif isinstance(value, Distribution):
-            inner[last] = value.count
-        elif math.isfinite(value):
-            inner[last] = value
+        add_number(documents, sample, host, when)
     return list(documents.values())
+
+
+def add_number(documents: Documents, sample: Sample, host: str, when: datetime) -> None:
+    """Put one sample where it belongs; most belong nowhere."""
+    labels = dict(sample.labels)
+    key = labels.get("service", ""), labels.get("address", "")
+    place = _place(sample, labels)
+    if place is None or not key[0]:
+        return
+    if key not in documents:
+        documents[key] = _document(when, host, "metric", "lbsidecar.numbers", *key)
+        documents[key]["message"] = f"numbers of {key[0]}" + (f"/{key[1]}" if key[1] else "")
+    *way, last = place
+    inner = documents[key].setdefault("lbsidecar", {})
+    for step in way:
+        inner = inner.setdefault(step, {})
+    value = sample.value
+    if last == "judgement":
+        inner[last] = labels["judgement"]
+    elif isinstance(value, Distribution):
+        inner[last] = value.count
+    elif math.isfinite(value):
+        inner[last] = value
 
 
 def line(document: Json) -> bytes:

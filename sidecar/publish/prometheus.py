@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import groupby
 
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Sample, grouped
+from sidecar.publish.breath import breathing
 
 MAX_LABEL = 256
 """Characters of a label's value at most."""
@@ -36,16 +37,28 @@ def chosen(accept: str | None) -> Format:
 
 def render(samples: Sequence[Sample], form: Format = Format.TEXT) -> bytes:
     """The page of `/metrics`. Samples of one name must stand together, as `core.samples.samples` gives them."""
+    return _page(_lines(samples, form))
+
+
+async def rendered(samples: Iterable[Sample], form: Format = Format.TEXT) -> bytes:
+    """The same from `core.samples.each_sample`, in pieces between which the loop does its other work."""
+    found = grouped([each async for each in breathing(samples)])
+    return _page([line async for line in breathing(_lines(found, form))])
+
+
+def _lines(samples: Sequence[Sample], form: Format) -> Iterator[str]:
     is_open = form is Format.OPENMETRICS
-    out: list[str] = []
     for name, group in groupby(samples, key=lambda each: each.name):
-        rows = list(group)
-        out += _head(name, rows[0], is_open)
-        for row in rows:
-            out += _rows(row)
+        for place, row in enumerate(group):
+            if not place:
+                yield from _head(name, row, is_open)
+            yield from _rows(row)
     if is_open:
-        out.append("# EOF")
-    return ("\n".join(out) + "\n").encode("utf-8", "replace")
+        yield "# EOF"
+
+
+def _page(lines: Iterable[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 
 def _weight(parameters: Iterable[str]) -> float:
@@ -95,4 +108,4 @@ def _number(value: float) -> str:
     return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"
 
 
-__all__ = ["Format", "chosen", "render"]
+__all__ = ["Format", "chosen", "render", "rendered"]

@@ -76,7 +76,7 @@ WHO = {"service": "shop", "address": "10.0.0.5:8080"}
     ],
 )
 def test_each_sample_has_its_path(samples: list[Sample], wanted: list[str]) -> None:
-    assert lines(samples, "lbsidecar", 1767225600.9) == [f"{line} 1767225600\n".encode() for line in wanted]
+    assert list(lines(samples, "lbsidecar", 1767225600.9)) == [f"{line} 1767225600\n".encode() for line in wanted]
 
 
 @settings(max_examples=2000)
@@ -116,7 +116,7 @@ def test_a_real_world_is_told_in_sound_lines_without_doubles() -> None:
     scene.answer(2, refused())
     scene.run(3.0)
 
-    found = lines(scene.samples(), "lbsidecar", 1767225600.0)
+    found = list(lines(scene.samples(), "lbsidecar", 1767225600.0))
 
     assert [line for line in found if not LINE.fullmatch(line)] == []
     paths = [line.split(b" ")[0] for line in found]

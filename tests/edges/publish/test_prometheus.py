@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.samples import Distribution, Sample
-from sidecar.publish.prometheus import Format, chosen, render
+from sidecar.core.samples import Distribution, Own, Sample, each_sample, samples
+from sidecar.publish.prometheus import Format, chosen, render, rendered
 from tests.core.lab import refused
 from tests.edges.publish.scene import Scene
 
@@ -106,3 +107,25 @@ def test_a_real_world_renders_in_every_form(form: Format) -> None:
     assert [line for line in bare if not LINE.fullmatch(line)] == []
     assert any(line.startswith('lbsidecar_response_seconds_bucket{service="shop",source="probe",le="0.001"') for line in bare) is False
     assert 'lbsidecar_instance_judgement{service="shop",address="10.0.0.1:80",judgement="ejected"} 1' in bare
+
+
+@pytest.mark.parametrize("form", list(Format))
+async def test_in_pieces_the_page_is_the_same_and_the_loop_turns_meanwhile(form: Format) -> None:
+    scene = Scene(20)
+    scene.run(12.0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    own = Own(scene.tallies)
+    lazily = each_sample(scene.world, scene.world.policy, scene.latencies, scene.now, own)
+    page = await rendered(lazily, form)
+    counting.cancel()
+
+    assert page == render(samples(scene.world, scene.world.policy, scene.latencies, scene.now, own), form)
+    assert turns >= 2 * page.count(b"\n") // 150

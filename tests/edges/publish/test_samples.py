@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
-from lbplugins.values import Operator, Ref, Setting
+from lbplugins.values import Address, Operator, Ref, Setting
 from sidecar.core.histogram import Histogram
-from sidecar.core.model import Decision, Event, Judgement, Pictured, Serving
+from sidecar.core.model import Commanded, Decision, Discovered, Event, Instance, Judgement, Serving, Verb
 from sidecar.core.policy import Mode
-from sidecar.core.samples import MAX_ROWS, Distribution, Tallies, distribution, serving, whose
+from sidecar.core.samples import MAX_ROWS, Distribution, Own, Tallies, distribution, each_sample, grouped, serving, whose
 from tests.core.lab import good, hangs, policy, refused
 from tests.edges.publish.scene import Scene, value, values
 
@@ -156,15 +157,29 @@ def test_serving_is_what_the_balancer_really_gives(scene: Scene) -> None:
     assert value(scene.samples(), "instance_operator", address="10.0.0.1:80") == 2
 
 
-def test_an_instance_without_a_balancer_serves_unless_we_say_no() -> None:
-    scene = Scene(2)
-    state = scene.world.services["shop"]
-    assert not state.instances
-    scene.run(2.0)
-    scene.feed(Pictured("edge", scene.now, {Ref("other", "x"): scene.seen(1)}, frozenset({"other"})))
-    found = scene.world.services["shop"].instances
+def test_an_instance_without_a_balancer_serves_by_the_operators_word_alone() -> None:
+    scene = Scene(1, replace(policy(pools=(), from_balancer=False), balancers={}))
+    instance = Instance("shop", Address("10.0.0.1", 80))
+    scene.feed(Discovered("shop", "static", scene.now, (instance,)))
 
-    assert {serving(scene.world, each) for each in found.values()} <= {Serving.FULL, Serving.NONE}
+    assert serving(scene.world, scene.instance(1)) is Serving.FULL
+    scene.feed(Commanded(Verb.OVERRIDE, "operator:ann", scene.now, "shop", instance, "ann", Operator.MAINTENANCE, force=True))
+    scene.run(1.0)
+    assert serving(scene.world, scene.instance(1)) is Serving.NONE
+
+
+def test_an_instance_that_no_pool_has_gets_nothing() -> None:
+    scene = Scene(2, policy(from_balancer=False))
+    scene.run(2.0)
+    stranger = Instance("shop", Address("10.9.9.9", 80))
+    scene.answers[stranger.address] = good()
+    scene.feed(Discovered("shop", "static", scene.now, (stranger, Instance("shop", Address("10.0.0.1", 80)))))
+    scene.run(2.0)
+
+    found = scene.samples()
+
+    assert value(found, "instance_serving_ratio", address="10.9.9.9:80") == 0
+    assert value(found, "instance_serving_ratio", address="10.0.0.1:80") == 1
 
 
 def test_own_numbers_and_sinks_are_there(scene: Scene) -> None:
@@ -229,6 +244,24 @@ def test_a_distribution_counts_every_value_up_to_each_bound() -> None:
     assert found.count == len(values)
     assert found.buckets == tuple((2.0**e, sum(v < 2.0**e for v in values)) for e in range(-13, 5))
     assert found.total == pytest.approx(sum(values), rel=0.006)
+
+
+def test_samples_taken_one_by_one_survive_what_happens_meanwhile() -> None:
+    scene = Scene(6)
+    scene.run(12.0)
+    own = Own(scene.tallies)
+    lazily = each_sample(scene.world, scene.world.policy, scene.latencies, scene.now, own)
+    taken = [next(lazily) for _ in range(60)]
+
+    for i in (4, 5, 6):
+        del scene.servers[Ref("shop", f"s{i}")]
+    scene.run(3.0)
+    taken += lazily
+
+    rows = [(each.name, each.labels) for each in taken]
+    assert len(set(rows)) == len(rows)
+    assert len(scene.world.services["shop"].instances) == 3
+    assert grouped(taken)[0].name == "lbsidecar_build_info"
 
 
 def test_every_judgement_has_a_row_for_every_instance(scene: Scene) -> None:
