@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import uvloop
 
 from sidecar.core.model import Ask, Outcome, Reason, Result, Target
+from sidecar.net.dial import Wire
 from sidecar.net.lag import LagMeter
 from tests.edges import zoo
 from tests.edges.probes.lab import AMPLE_S, ask, running_engine, spec
@@ -186,3 +188,19 @@ def test_uvloop_keeps_all_of_it() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(everything())
+
+
+async def test_bytes_that_nobody_wants_do_not_spin_the_loop() -> None:
+    with zoo.Server(zoo.endless_body) as server:
+        wire = Wire(time.monotonic() + AMPLE_S)
+        await wire.connect(socket.AF_INET, tuple(server.address))
+        await wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await wire.receive(just_sent=True)
+        assert select.select([wire._fd], [], [], 30)[0]
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+        assert not wire._reading
+        assert await wire.receive()
+        wire.close()
+        wire.close()
