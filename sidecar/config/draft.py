@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from sidecar.config.effective import written
 from sidecar.config.models import NAME, PolicyOptions
+from sidecar.config.problems import one_line
 from sidecar.probes.options import ProbeSpec
 
 
@@ -46,25 +47,25 @@ class Draft:
 def render(draft: Draft) -> str:
     """The configuration's text; it loads without an error."""
     lines = [
-        f"# Made from {one_line(draft.source)} by `lb-sidecar init`. It only observes: nothing is written to the balancer.",
+        f"# Made from {one_line(draft.source, 300)} by `lb-sidecar init`. It only observes: nothing is written to the balancer.",
         "# 1. lb-sidecar check   2. lb-sidecar run   3. after some days: lb-sidecar report --since 7d   4. then `mode: act`",
         "mode: observe",
         "",
         "balancers:",
         f"  {draft.balancer}:",
         *(f"    {key}: {flow(value)}" for key, value in draft.options.items()),
-        *(f"    # {one_line(hint)}" for hint in draft.option_hints),
+        *(f"    # {one_line(hint, 300)}" for hint in draft.option_hints),
         "",
         "services:",
     ]
     for service in draft.services:
-        lines += [f"  # {one_line(comment)}" for comment in service.comments]
+        lines += [f"  # {one_line(comment, 300)}" for comment in service.comments]
         lines += [f"  {written(service.name)}:", f"    balancer: {draft.balancer}"]
         lines += [f"    pool: {written(service.pool)}"] if service.pool != service.name else []
         lines += [f"    probe: {flow(service.probe)}"]
         lines += [f"    policy: {flow(service.policy)}"] if service.policy else []
         lines += [f"    slow_start: {service.slow_start}"] if service.slow_start else []
-        lines += [f"    # {one_line(hint)}" for hint in service.hints]
+        lines += [f"    # {one_line(hint, 300)}" for hint in service.hints]
     return "\n".join(lines) + "\n"
 
 
@@ -79,11 +80,6 @@ def flow(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(flow(entry) for entry in value) + "]"
     return written(value)
-
-
-def one_line(text: str) -> str:
-    """Text from outside as it may stand in a comment: printable, on one line, cut."""
-    return "".join(char if char.isprintable() else " " for char in text)[:300]
 
 
 def service_name(pool: str, taken: Collection[str]) -> str:
@@ -114,4 +110,4 @@ def checked_policy(policy: Mapping[str, Any], where: str) -> tuple[Mapping[str, 
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    return one_line(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")[:160]
+    return one_line(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 160)

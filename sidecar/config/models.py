@@ -108,12 +108,12 @@ class MaxEjected(Options):
 
     hard: Share = Field(
         default=_GUARDS.max_ejected_hard,
-        gt=0,
+        ge=0,
         le=1,
         description="For refused, reset, timeouts: half, so that an outage of ours halves at worst.",
     )
     soft: Share = Field(
-        default=_GUARDS.max_ejected_soft, gt=0, le=1, description="For slow, errors in traffic: softer evidence, smaller share."
+        default=_GUARDS.max_ejected_soft, ge=0, le=1, description="For slow, errors in traffic: softer evidence, smaller share."
     )
 
 

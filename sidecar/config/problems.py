@@ -54,8 +54,14 @@ class ConfigError(Exception):
 
 
 def problem_at(place: Place, path: str, message: str, severity: Severity = Severity.ERROR) -> Problem:
-    """The problem at a place."""
-    return Problem(place.file, place.line, place.column, path, message, severity)
+    """The problem at a place; path and message on one line and cut, whatever names the file holds."""
+    return Problem(place.file, place.line, place.column, one_line(path, 200), one_line(message, 480), severity)
+
+
+def one_line(text: str, limit: int) -> str:
+    """Text from outside as it may stand on a terminal: printable, on one line, cut."""
+    printable = "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
+    return printable if len(text) <= limit else f"{printable[:limit]}…"
 
 
 def did_you_mean(word: object, choices: Iterable[str]) -> str:

@@ -40,6 +40,7 @@ _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL = re.compile(r"0o[0-7]{1,18}")
 _HEX = re.compile(r"0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?")
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _STR_TAGS = frozenset({"!", "tag:yaml.org,2002:str"})
 
 
@@ -300,6 +301,10 @@ class _Builder:
         if tag is not None and str(tag) not in _STR_TAGS:
             self.problems.append(problem_at(place, ".".join(path), f"the tag {shown(str(tag))} is not supported: write the plain value"))
             return Scalar(text, place, text)
+        if _UNUSABLE.search(text):
+            message = "a NUL or half a character (an escape as \\0 or \\ud800): nothing that we pass it to could take it; remove it"
+            self.problems.append(problem_at(place, ".".join(path), message))
+            return Scalar(_UNUSABLE.sub("?", text), place, _UNUSABLE.sub("?", text))
         is_plain = tag is None and event.style in (None, "")
         return Scalar(resolve(text) if is_plain else text, place, text)
 

@@ -121,8 +121,9 @@ def _labels(group: Any, where: str) -> dict[str, str]:
         raise SourceError(f"{where}: `labels` must be a mapping of at most {MAX_LABELS} words")
     kept = {}
     for name, value in labels.items():
-        if not isinstance(name, str) or isinstance(value, dict | list) or max(len(name), len(str(value))) > MAX_LABEL_CHARS:
-            raise SourceError(f"{where}: label {str(name)[:40]!r} is not a short text")
+        words = f"{name}{value}"
+        if not isinstance(name, str) or isinstance(value, dict | list) or len(words) > 2 * MAX_LABEL_CHARS or not words.isprintable():
+            raise SourceError(f"{where}: label {str(name)[:40]!r} is not a short printable text")
         if not name.startswith("__"):
             kept[name] = str(value)
     return kept

@@ -30,7 +30,7 @@ def test_one_mistake_is_one_problem_with_its_line_and_its_cure(path: Path) -> No
     assert (problem.line, problem.path, problem.severity.value) == (line, head(text, "path"), head(text, "severity")), str(problem)
     for words in head(text, "says").split(" | "):
         assert words in problem.message
-    assert "\n" not in str(problem) and len(problem.message) < 500
+    assert str(problem).isprintable() and len(problem.message) < 500
     assert (loaded.config is None) == (problem.severity is Severity.ERROR)
     assert loaded.exit_code == {"error": 2, "contradiction": 1, "advice": 0}[problem.severity]
 

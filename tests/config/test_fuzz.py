@@ -24,7 +24,7 @@ SNIPPETS = [
     "%YAML 1.1\n", "\0", "\ufeff", "é", "null", "~", "true", "1e999", ".inf", "-0", "0x1F", "9" * 30,
     "services:", "probe:", "'*'", "x-a:", "policy:",
     "include: .",
-    "env:A", "0s", "100%", "1d", "\x85", "\u2028", "\ud7ff", "{{", "@", "`", "=", "2001-01-01",
+    "env:A", "0s", "100%", "1d", "\x85", "\u2028", "\ud7ff", '"\\ud800"', '"\\0"', "{{", "@", "`", "=", "2001-01-01",
 ]  # fmt: skip
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,7 +42,7 @@ def loaded_from(text: str) -> Loaded:
 def _check(loaded: Loaded) -> None:
     assert loaded.config is not None or loaded.errors
     for problem in loaded.problems:
-        assert "\n" not in str(problem) and problem.line >= 1 and problem.column >= 1 and problem.message
+        assert str(problem).isprintable() and problem.line >= 1 and problem.column >= 1 and problem.message
     if loaded.config is not None:
         grown = loaded.config
         for name in loaded.config.balancers:
