@@ -7,9 +7,11 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import aiohttp.web
 import pytest
 import trustme
 
@@ -95,7 +97,7 @@ async def test_a_body_over_64_kib_is_refused(serve: Serve, chunked: bool) -> Non
     surface = await serve()
     body = b'{"reason": "' + b"x" * (64 << 10) + b'"}'
 
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 8192):
             yield body[at : at + 8192]
 
@@ -144,13 +146,13 @@ async def test_when_all_are_busy_the_next_is_told_so(serve: Serve) -> None:
 
 
 async def test_a_reader_that_stalls_in_an_answer_is_dropped(serve: Serve) -> None:
-    surface = await serve(warm(150, seconds=1.0), limits=Limits(stalled_s=0.3, request_s=30))
+    surface = await serve(warm(80, seconds=1.0), limits=Limits(stalled_s=0.3, request_s=30))
     lazy = socket.socket()
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     lazy.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(lazy, ("127.0.0.1", surface.port))
-    await loop.sock_sendall(lazy, b"GET /api/v1/services HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60)
+    await loop.sock_sendall(lazy, b"GET /api/v1/services HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
 
     async with asyncio.timeout(PATIENCE_S):
         while not surface.web._tcp.by_transport:
@@ -161,25 +163,48 @@ async def test_a_reader_that_stalls_in_an_answer_is_dropped(serve: Serve) -> Non
     lazy.close()
 
 
-def test_the_limit_per_ip_holds_for_strangers_only() -> None:
+class Wire(asyncio.Transport):
+    """A connection from an address that no socket of this machine can have."""
+
+    def __init__(self, ip: str, protocol: Guarded) -> None:
+        super().__init__({"peername": (ip, 40000)})
+        self.written, self.is_open, self._protocol = b"", True, protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    abort = close
+
+
+async def test_the_limit_per_ip_holds_for_strangers_only() -> None:
     crowd = Crowd(Limits(per_ip=2))
+    server = aiohttp.web.Server(lambda request: None, access_log=None)  # type: ignore[arg-type, return-value]
 
-    def come(ip: str, *, busy: bool) -> bool:
-        newcomer = Guarded.__new__(Guarded)
-        newcomer.ip, newcomer._transport, newcomer._crowd = ip, asyncio.Transport(), crowd
-        newcomer._transport.abort = lambda: None  # type: ignore[method-assign]
-        if not crowd.admit(newcomer):
-            return False
-        crowd.by_transport[newcomer._transport] = newcomer
-        crowd.by_ip[ip] += 1
-        if not busy:
-            crowd.idle[newcomer] = None
-        return True
+    def come(ip: str, *, busy: bool = False) -> Wire:
+        protocol = Guarded(server(), crowd)
+        wire = Wire(ip, protocol)
+        protocol.connection_made(wire)
+        if busy:
+            crowd.busy(wire)
+        return wire
 
-    assert [come("192.0.2.1", busy=True) for _ in range(3)] == [True, True, False]
-    assert [come("192.0.2.2", busy=False) for _ in range(3)] == [True, True, True]
-    assert crowd.by_ip["192.0.2.2"] == 2
-    assert all(come("", busy=True) for _ in range(10))
+    busy = [come("192.0.2.1", busy=True) for _ in range(3)]
+    waiting = [come("::ffff:192.0.2.2") for _ in range(3)]
+    local = [come(ip, busy=True) for ip in ("127.0.0.1", "127.0.0.2", "::1") * 2]
+
+    assert [w.is_open for w in busy] == [True, True, False]
+    assert b"503 Service Unavailable" in busy[2].written
+    assert [w.is_open for w in waiting] == [False, True, True]
+    assert all(w.is_open for w in local)
+
+    crowd.close()
+    await asyncio.sleep(0)
+    assert crowd.by_transport == {} and crowd.by_ip == {}
 
 
 @pytest.mark.parametrize(
