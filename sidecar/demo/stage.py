@@ -162,6 +162,11 @@ def _nginx(path: str) -> Binary:
     return Binary("nginx", words.strip().rpartition("/")[2] or "?", path)
 
 
+def _launch(argv: list[str], errors: Path) -> subprocess.Popen[bytes]:
+    with errors.open("ab") as stream:
+        return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=stream)
+
+
 def start_haproxy(binary: Binary, folder: Path, ports: list[int], *, axis: Axis = "none", listen: int, log: int | None = None) -> Balancer:
     """HAProxy with a pool `shop` of servers s1… in front of these ports. `axis`: how its server lines look."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,11 +196,8 @@ backend shop
 {servers}
 """
     (folder / "haproxy.cfg").write_text(config)
-    process = subprocess.Popen(
-        [binary.path, "-W", "-f", str(folder / "haproxy.cfg"), "-p", str(folder / "haproxy.pid"), "-S", str(folder / "master.sock")],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "haproxy.err").open("wb"),
-    )
+    argv = [binary.path, "-W", "-f", str(folder / "haproxy.cfg"), "-p", str(folder / "haproxy.pid"), "-S", str(folder / "master.sock")]
+    process = _launch(argv, folder / "haproxy.err")
     wait_for(listen, f"HAProxy {binary.version}")
     return Balancer(folder, listen, f"{{plugin: haproxy, socket: {folder}/admin.sock}}", process, log)
 
@@ -230,11 +232,8 @@ http {{
 }}
 """
     (folder / "nginx.conf").write_text(config)
-    process = subprocess.Popen(
-        [binary.path, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", "daemon off;"],
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "nginx.err").open("wb"),
-    )
+    argv = [binary.path, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", "daemon off;"]
+    process = _launch(argv, folder / "nginx.err")
     wait_for(listen, f"Nginx {binary.version}")
     yaml = (
         f"{{plugin: nginx, config: {folder}/nginx.conf, servers_dir: {managed}, reload: signal, binary: {binary.path}, prefix: {folder}/}}"

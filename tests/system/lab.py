@@ -61,6 +61,11 @@ class Lab:
 
     def start(self) -> None:
         self.instances.start_all()
+        while not all(self.instances.is_running(i) for i in range(len(self.ports))):
+            self.instances.stop_all()  # another process was faster at one of the ports
+            *self.ports, self.listen, self.api_port, self.other_api_port = free_ports(len(self.ports) + 3)
+            self.instances.ports = self.ports
+            self.instances.start_all()
         self.start_balancer()
 
     def start_balancer(self) -> None:
