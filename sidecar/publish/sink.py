@@ -11,6 +11,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Iterable
+from typing import cast
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_never, wait_random_exponential
 
@@ -29,6 +30,8 @@ FLUSH_WITHIN_S = 1.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 60.0
 GOOD_CONDUCT_S = 5.0
 """A connection that held this long ends the row of failures, so that the next attempt comes at once."""
+POLL_S = 0.001
+"""Between two looks at what is left where the loop does not tell the moment."""
 UNACKED_WITHIN_MS = 30_000
 """The kernel gives a connection up when the other side has confirmed nothing for so long."""
 
@@ -203,10 +206,10 @@ class _Link(asyncio.Protocol):
         self._writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # cast: uvloop's transports do what asyncio's do without being of their class
+        self._transport = cast(asyncio.Transport, transport)
         # Nothing may lie in our own buffer: `send` ends when the kernel has it all.
-        transport.set_write_buffer_limits(high=0)
+        self._transport.set_write_buffer_limits(high=0)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -234,17 +237,25 @@ class _Link(asyncio.Protocol):
 
     async def settled(self) -> None:
         """Wait until the kernel has everything that was sent."""
-        await self._writable.wait()
+        await asyncio.sleep(0)  # uvloop writes at the end of its turn
+        while self._why is None and self._left():
+            await self._writable.wait()
+            if self._left():
+                await asyncio.sleep(POLL_S)
         self.check()
 
     def end(self) -> None:
         """Close at once; what the kernel does not have yet is lost."""
         if self._transport is None:
             return
-        if self._writable.is_set():
-            self._transport.close()
-        else:
+        if self._left():
             self._transport.abort()
+        else:
+            self._transport.close()
+
+    def _left(self) -> int:
+        """Bytes that the kernel does not have yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def _ended(self, why: Exception) -> None:
         self._why = self._why or why

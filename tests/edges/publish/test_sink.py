@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
+import uvloop
 
 from lbplugins.values import Address
 from sidecar.publish.sink import Sink
 from tests.edges.publish.receiver import Receiver, bound, running, until
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def numbered(count: int, start: int = 0, size: int = 0) -> list[bytes]:
     return [f"{i} ".encode().ljust(size, b"x") + b"\n" for i in range(start, start + count)]
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    made = await Receiver().start()
-    yield made
-    await made.stop()
+def on_both_loops(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[LoopFactory], None]:
+    """A test for each loop that the daemon may run on: their transports write, pause and close each in its own way."""
+
+    @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+    def test(loop_factory: LoopFactory) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(scenario())
+
+    return test
+
+
+@contextlib.asynccontextmanager
+async def listening(receiver: Receiver) -> AsyncIterator[Receiver]:
+    await receiver.start()
+    try:
+        yield receiver
+    finally:
+        await receiver.stop()
 
 
 def whole(sink: Sink) -> int:
@@ -29,19 +47,22 @@ def whole(sink: Sink) -> int:
     return count.sent + count.dropped + count.waiting
 
 
-async def test_lines_arrive_in_order_and_are_counted(receiver: Receiver) -> None:
-    sink = Sink("graphite", receiver.address)
-    async with running(sink.run):
-        sink.offer(numbered(3000))
-        await until(lambda: len(receiver.lines) == 3000)
+@on_both_loops
+async def test_lines_arrive_in_order_and_are_counted() -> None:
+    async with listening(Receiver()) as receiver:
+        sink = Sink("graphite", receiver.address)
+        async with running(sink.run):
+            sink.offer(numbered(3000))
+            await until(lambda: len(receiver.lines) == 3000)
 
-        assert receiver.lines == numbered(3000)
-        assert sink.count().sent == 3000
-        assert sink.count().dropped == 0
-        assert sink.count().connected
-        assert receiver.connections == 1
+            assert receiver.lines == numbered(3000)
+            assert sink.count().sent == 3000
+            assert sink.count().dropped == 0
+            assert sink.count().connected
+            assert receiver.connections == 1
 
 
+@on_both_loops
 async def test_what_was_offered_before_the_receiver_existed_is_sent_when_it_comes() -> None:
     place = bound()
     sink = Sink("graphite", Address(*place.getsockname()), longest_wait_s=0.2)
@@ -59,6 +80,7 @@ async def test_what_was_offered_before_the_receiver_existed_is_sent_when_it_come
     assert receiver.lines == numbered(5)
 
 
+@on_both_loops
 async def test_a_full_queue_drops_its_oldest_and_counts_them() -> None:
     place = bound()
     sink = Sink("graphite", Address(*place.getsockname()), max_waiting=1000)
@@ -71,6 +93,7 @@ async def test_a_full_queue_drops_its_oldest_and_counts_them() -> None:
     place.close()
 
 
+@on_both_loops
 async def test_a_queue_of_few_long_lines_is_bounded_in_bytes_too() -> None:
     sink = Sink("logstash", Address("127.0.0.1", 1))
 
@@ -81,6 +104,7 @@ async def test_a_queue_of_few_long_lines_is_bounded_in_bytes_too() -> None:
     assert sink.count().dropped == 85
 
 
+@on_both_loops
 async def test_a_killed_receiver_that_comes_back_gets_what_came_since() -> None:
     receiver = await Receiver().start()
     sink = Sink("graphite", receiver.address, longest_wait_s=0.2)
@@ -100,6 +124,7 @@ async def test_a_killed_receiver_that_comes_back_gets_what_came_since() -> None:
     assert sink.count().dropped == 0
 
 
+@on_both_loops
 async def test_a_receiver_that_never_reads_costs_lines_and_nothing_else() -> None:
     receiver = await Receiver(read=False, rcvbuf=4096).start()
     sink = Sink("logstash", receiver.address, max_waiting=100, longest_wait_s=0.2)
@@ -116,7 +141,8 @@ async def test_a_receiver_that_never_reads_costs_lines_and_nothing_else() -> Non
     await receiver.stop()
 
 
-async def test_a_receiver_that_hangs_up_again_and_again_is_not_stormed(receiver: Receiver) -> None:
+@on_both_loops
+async def test_a_receiver_that_hangs_up_again_and_again_is_not_stormed() -> None:
     rude = await Receiver(hang_up_after=0).start()
     sink = Sink("graphite", rude.address)
     produced = 0
@@ -131,6 +157,7 @@ async def test_a_receiver_that_hangs_up_again_and_again_is_not_stormed(receiver:
     await rude.stop()
 
 
+@on_both_loops
 async def test_whatever_a_receiver_says_is_thrown_away() -> None:
     receiver = await Receiver(garbage=b"\x00\xff<html>" * 100_000).start()
     sink = Sink("graphite", receiver.address)
@@ -142,20 +169,23 @@ async def test_whatever_a_receiver_says_is_thrown_away() -> None:
     assert sink.count().sent == 10
 
 
-async def test_what_waits_is_sent_before_the_end(receiver: Receiver) -> None:
-    sink = Sink("logstash", receiver.address)
-    async with running(sink.run) as task:
-        await until(lambda: sink.count().connected)
-        sink.offer(numbered(2000))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert task.cancelled()
-    await until(lambda: len(receiver.lines) == 2000)
+@on_both_loops
+async def test_what_waits_is_sent_before_the_end() -> None:
+    async with listening(Receiver()) as receiver:
+        sink = Sink("logstash", receiver.address)
+        async with running(sink.run) as task:
+            await until(lambda: sink.count().connected)
+            sink.offer(numbered(2000))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+        await until(lambda: len(receiver.lines) == 2000)
 
-    assert sink.count().sent == 2000
-    assert not sink.count().connected
+        assert sink.count().sent == 2000
+        assert not sink.count().connected
 
 
+@on_both_loops
 async def test_the_end_does_not_wait_for_a_receiver_that_never_reads() -> None:
     receiver = await Receiver(read=False, rcvbuf=4096).start()
     sink = Sink("logstash", receiver.address)
@@ -172,6 +202,7 @@ async def test_the_end_does_not_wait_for_a_receiver_that_never_reads() -> None:
     assert sink.count().sent < 5000
 
 
+@on_both_loops
 async def test_the_end_while_nothing_can_be_reached_comes_at_once() -> None:
     place = bound()
     sink = Sink("graphite", Address(*place.getsockname()))
@@ -186,6 +217,7 @@ async def test_the_end_while_nothing_can_be_reached_comes_at_once() -> None:
     assert sink.count().waiting == 3
 
 
+@on_both_loops
 async def test_a_port_that_connects_to_itself_is_no_receiver() -> None:
     """Within the range of outgoing ports, a loop of connecting to a dead one meets itself sooner or later."""
     with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
