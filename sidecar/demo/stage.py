@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Literal
 from lbplugins.nginx.traffic import LOG_FORMAT
 
 START_WITHIN_S = 10.0
+NOBODY = 1
+"""A port where nothing listens: HAProxy's agent-check then takes the words that are pushed over its socket."""
 FIRST_PORT, LAST_PORT = 20000, 30000
 """Below the ephemeral range, so that no outgoing connection sits on a port we are about to use."""
 
@@ -27,8 +29,8 @@ class StageError(Exception):
     """A part could not be started; the message says which and what to do."""
 
 
-def free_ports(n: int, but: Collection[int] = ()) -> list[int]:
-    """n free loopback ports, different from one another and from those in `but`."""
+def free_ports(n: int) -> list[int]:
+    """n free loopback ports, different from one another."""
     found: list[int] = []
     start = FIRST_PORT + (os.getpid() * 37) % (LAST_PORT - FIRST_PORT)
     for port in [*range(start, LAST_PORT), *range(FIRST_PORT, start)]:
@@ -37,8 +39,7 @@ def free_ports(n: int, but: Collection[int] = ()) -> list[int]:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in but:
-            found.append(port)
+        found.append(port)
         if len(found) == n:
             return found
     raise StageError(f"no {n} free ports between {FIRST_PORT} and {LAST_PORT}")
@@ -170,8 +171,7 @@ def _launch(argv: list[str], errors: Path) -> subprocess.Popen[bytes]:
 def start_haproxy(binary: Binary, folder: Path, ports: list[int], *, axis: Axis = "none", listen: int, log: int | None = None) -> Balancer:
     """HAProxy with a pool `shop` of servers s1… in front of these ports. `axis`: how its server lines look."""
     folder.mkdir(parents=True, exist_ok=True)
-    (agent_port,) = free_ports(1, but=(listen,))
-    agent = f" agent-check agent-inter 1s agent-addr 127.0.0.1 agent-port {agent_port}"
+    agent = f" agent-check agent-inter 1s agent-addr 127.0.0.1 agent-port {NOBODY}"
     extra = {"none": "", "check": " check inter 2s", "agent": agent}[axis]
     servers = "\n".join(f"    server s{i + 1} 127.0.0.1:{port} weight 100{extra}" for i, port in enumerate(ports))
     logging = f"    log 127.0.0.1:{log} len 2048 format raw local0 info\n" if log is not None else ""
