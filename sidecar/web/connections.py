@@ -11,6 +11,7 @@ import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from aiohttp import web
 
@@ -68,9 +69,8 @@ class Crowd:
             guarded.request_ended()
 
     def close(self) -> None:
-        for transport in list(self.by_transport):
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+        for each in list(self.by_transport.values()):
+            each.drop()
 
     def _make_room(self, ip: str) -> bool:
         victim = next((g for g in self.idle if not ip or g.ip == ip), None)
@@ -97,8 +97,8 @@ class Guarded(asyncio.Protocol):
         self._is_refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "listeners here are streams"
-        self._transport = transport
+        # listeners here are streams; uvloop's transports are no subclasses of asyncio's
+        transport = self._transport = cast(asyncio.Transport, transport)
         self.ip = _remote_ip(transport.get_extra_info("peername"))
         if not self._crowd.admit(self):
             self._is_refused = True

@@ -14,6 +14,7 @@ import aiohttp
 import aiohttp.web
 import pytest
 import trustme
+import uvloop
 
 from sidecar.web.certificate import Certificate
 from sidecar.web.connections import Crowd, Guarded, Limits
@@ -370,3 +371,20 @@ async def test_a_missing_certificate_is_told(tmp_path: Path) -> None:
     with pytest.raises(WebError, match="both PEM files must be readable"):
         await web.open()
     await web.close()
+
+
+def test_all_of_it_runs_on_uvloop_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+
+    async def asked() -> tuple[int, bytes, list[str]]:
+        web = Web(options(path), warm(seconds=1.0), env=SECRETS)
+        warnings = await web.open()
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
+            async with session.put("http://x/api/v1/freeze", json={}) as answer:
+                status = answer.status
+            async with session.get("http://x/api/v1/events") as answer:
+                line = await answer.content.readline()
+                await web.close()
+        return status, line, warnings
+
+    assert uvloop.run(asyncio.wait_for(asked(), PATIENCE_S)) == (200, b"retry: 3000\n", [])
