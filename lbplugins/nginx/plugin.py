@@ -261,7 +261,7 @@ class Nginx(Balancer):
         if argv is None:
             binary, build = self._binary()
             prefix = str(self._with.prefix) if self._with.prefix else master.prefix
-            argv = process.test_argv(binary, build, self._with.config, prefix)
+            argv = process.argv_of_test(binary, build, self._with.config, prefix)
         code, text = process.run(argv, process.TEST_DEADLINE_S, master.cwd or "/")
         if code == 0:
             return ""

@@ -234,7 +234,7 @@ def headline(text: str) -> str:
     return _UNPRINTABLE.sub(" ", line)[:400]
 
 
-def test_argv(binary: str, build: Build, config: Path, prefix: str | None) -> list[str]:
+def argv_of_test(binary: str, build: Build, config: Path, prefix: str | None) -> list[str]:
     """The command that tests a configuration without touching the running nginx."""
     argv = [binary, "-t", "-q", "-c", str(config)]
     if prefix:

@@ -190,7 +190,8 @@ class NginxLab(Lab):
     def shares(self) -> Counter[str]:
         """Who answers over a whole turn of nginx's wheel, twice the same; only the length of the turn is taken from the file."""
         last: Counter[str] = Counter()
-        for _ in range(50):
+        late = time.monotonic() + PATIENCE_S
+        while time.monotonic() < late:
             lines = [line.partition("#")[0] for line in self.text().splitlines()]
             up = [line for line in lines if line.startswith("server ") and " down" not in line]
             weights = [int(match[1]) if (match := re.search(r"weight=(\d+)", line)) else 1 for line in up]

@@ -147,8 +147,14 @@ async def test_several_changes_are_one_reload_and_none_is_none(lab: NginxLab) ->
         refused = await plugin.apply(batch)
         assert [refusal.change for refusal in refused] == [batch[2]] and "502" in refused[0].reason
         assert lab.reloads() == 1 and lab.serving() == {lab.names[2]}
-        assert await tell(plugin, lab.names[0], OUT) == [] and await plugin.apply([]) == []
-        assert lab.reloads() == 1
+        seen = await look(plugin)
+        trade = [
+            Change(Ref(POOL, lab.names[2]), OUT, expect=seen[lab.names[2]]),
+            Change(Ref(POOL, lab.names[0]), BACK, expect=seen[lab.names[0]]),
+        ]
+        assert await plugin.apply(trade) == [] and lab.serving() == {lab.names[0]}
+        assert await tell(plugin, lab.names[1], OUT) == [] and await plugin.apply([]) == []
+        assert lab.reloads() == 2
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.4, 0.97])
@@ -422,6 +428,16 @@ async def test_a_reload_that_comes_and_then_fails_is_not_taken_for_the_old_state
         assert lab.text() == start and lab.reloads() == 2
         until(lambda: lab.serving() == set(lab.names), "nginx runs the old file again")
         assert (await look(plugin))[name].serving is True
+
+
+async def test_a_result_that_nginx_rejects_is_refused_and_the_old_file_is_back(lab: NginxLab) -> None:
+    start, name, flag = lab.text(), lab.names[0], lab.home / "second"
+    second_fails = f"if test -e {flag}; then echo 'nginx: [emerg] invalid parameter'; exit 1; fi; touch {flag}"
+    async with opened(lab, test=["/bin/sh", "-c", second_fails]) as plugin:
+        refused = await tell(plugin, name, OUT)
+        assert len(refused) == 1 and "the old file is back: nginx: [emerg] invalid parameter" in refused[0].reason
+        assert lab.text() == start and lab.reloads() == 0
+        assert (await look(plugin))[name].ours == BACK
 
 
 async def test_an_edit_that_falls_into_our_act_is_never_overwritten(lab: NginxLab) -> None:
