@@ -26,6 +26,7 @@ from sidecar.config.models import (
     Options,
     PaceOptions,
     ServiceOptions,
+    StateOptions,
 )
 from sidecar.config.plugins import PluginError, plugin_class
 from sidecar.config.problems import ConfigError, Place, Problem, Severity, problem_at, shown
@@ -34,7 +35,6 @@ from sidecar.config.translate import problems_of, unknown_key
 from sidecar.config.tree import Items, Node, Scalar, Table, at, overlay, place_of, plain, read
 from sidecar.core.policy import Mode
 from sidecar.publish.options import PublishOptions
-from sidecar.store.options import StateOptions
 from sidecar.web.options import ApiOptions, Secret, SecretError
 
 DEFAULT_PATH = Path("/etc/lb-sidecar/lb-sidecar.yaml")

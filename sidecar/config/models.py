@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,10 +25,9 @@ from pydantic_core import CoreSchema, core_schema
 from sidecar.core.model import PoolRef
 from sidecar.core.policy import Guards, Mode, Pace, Rules
 from sidecar.discovery.options import AddressText, Instances, Labels
-from sidecar.net.units import Duration, Share
+from sidecar.net.units import Duration, Share, Size
 from sidecar.probes.options import ProbeSpec
 from sidecar.publish.options import PublishOptions
-from sidecar.store.options import StateOptions
 from sidecar.web.options import ApiOptions
 
 ANY = "*"
@@ -317,6 +317,22 @@ class BalancerOptions(Options):
     plugin: str = Field(description="Which plugin drives it; `lb-sidecar plugin list` shows them.", examples=["haproxy"])
     mode: Mode = Field(default=Mode.ACT, description="observe never writes to this balancer.")
     options: InstanceOf[BaseModel] = Field(description="The plugin's own keys, checked by the plugin.")
+
+
+class StateOptions(Options):
+    """The state folder: intents, flight recorder, what was learned. Here and not with the store, which knows no units."""
+
+    dir: Path | None = Field(
+        default=None,
+        description="The folder. Default: $STATE_DIRECTORY, then /var/lib/lb-sidecar, then the user's state folder, said once at start.",
+        examples=["/var/lib/lb-sidecar"],
+    )
+    max_size: Size = Field(
+        default=512 << 20,
+        ge=16 << 20,
+        description="Most bytes of flight recorder kept, oldest dropped first; at least 16MiB.",
+        examples=["512MiB"],
+    )
 
 
 class LogLevel(StrEnum):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dnslib import AAAA, QTYPE, RCODE, RR, SRV, A  # type: ignore[import-untyped]
-from dnslib.server import BaseResolver, DNSLogger, DNSServer  # type: ignore[import-untyped]
+from dnslib import AAAA, QTYPE, RCODE, RR, SRV, A  # type: ignore[import-untyped, unused-ignore]
+from dnslib.dns import DNSError  # type: ignore[import-untyped, unused-ignore]
+from dnslib.server import BaseResolver, DNSLogger, DNSServer  # type: ignore[import-untyped, unused-ignore]
 
 from lbplugins.values import Address
 
@@ -21,7 +21,7 @@ class Zone:
     records: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     ttl: int = 60
     rcode: int = RCODE.NXDOMAIN
-    silent_s: float = 0.0
+    silent: bool = False
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def names(self) -> set[str]:
@@ -35,7 +35,8 @@ class _Answers(BaseResolver):  # type: ignore[misc]
     def resolve(self, request: Any, handler: Any) -> Any:
         name, kind = str(request.q.qname).rstrip("."), QTYPE[request.q.qtype]
         self.zone.asked.append((name, kind))
-        time.sleep(self.zone.silent_s)
+        if self.zone.silent:
+            raise DNSError("no answer, on purpose")
         reply = request.reply()
         for text in self.zone.records.get((name, kind), []):
             reply.add_answer(RR(request.q.qname, request.q.qtype, ttl=self.zone.ttl, rdata=_record(kind, text)))
