@@ -6,7 +6,7 @@ import re
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.samples import Distribution, Sample
@@ -79,7 +79,7 @@ def test_each_sample_has_its_path(samples: list[Sample], wanted: list[str]) -> N
     assert list(lines(samples, "lbsidecar", 1767225600.9)) == [f"{line} 1767225600\n".encode() for line in wanted]
 
 
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.text(), st.text(), st.floats())
 def test_hostile_names_stay_one_line_with_as_many_nodes(service: str, address: str, balancer: str, number: float) -> None:
     found = lines(
@@ -97,6 +97,7 @@ def test_hostile_names_stay_one_line_with_as_many_nodes(service: str, address: s
         assert line.split(b" ")[0].count(b".") in (3, 4)
 
 
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text())
 def test_a_node_is_safe_and_making_it_safe_twice_changes_nothing(text: str) -> None:
     made = node(text)

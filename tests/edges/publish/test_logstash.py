@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbplugins.values import Address
@@ -66,6 +66,7 @@ def test_an_ip_is_told_only_where_there_is_one(instance: str, server: dict[str, 
     assert decision(Record(1, WHEN, "healthy", "sidecar", "x", "shop", instance), "lb-1")["server"] == server
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text())
 def test_nothing_that_was_said_can_start_a_second_line(text: str) -> None:
     written = line(decision(Record(1, WHEN, "held", text, text, "shop"), "lb-1"))

@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.samples import Distribution, Own, Sample, each_sample, samples
@@ -80,6 +80,7 @@ def test_openmetrics_names_families_units_and_its_end() -> None:
 LINE = re.compile(r'[a-z_]+(\{[a-z_]+="(?:[^"\\\n]|\\[\\n"])*"(?:,[a-z_]+="(?:[^"\\\n]|\\[\\n"])*")*\})? (-?[0-9.e+-]+|NaN|[+-]Inf)')
 
 
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.floats())
 def test_no_label_and_no_number_can_break_a_line(text: str, number: float) -> None:
     page = render([Sample("lbsidecar_x", "gauge", number, (("service", text), ("address", text)), "", text)])
