@@ -26,6 +26,7 @@ from sidecar.web.desk import SelfHealth
 
 JOURNALED_WITHIN_S = 5.0
 POLL_S = 0.05
+READY_SHOWS_WITHIN_S = 2.0
 ADOPT_WITHIN_S = 30.0
 
 
@@ -100,7 +101,9 @@ class Desk:
         self._sidecar.reconciler.deliver((command,))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(journaled, JOURNALED_WITHIN_S)
-        return f"{command.verb} of {command.instance or command.service or 'everything'} by {command.actor} is in force"
+        if command.verb is Verb.OVERRIDE and command.state is Operator.READY and command.instance is not None:
+            await self.wait_for(command.instance, Operator.READY, READY_SHOWS_WITHIN_S)
+        return _obeyed(command)
 
     async def wait_for(self, instance: Instance, state: Operator, seconds: float) -> bool:
         deadline = self.now() + seconds
@@ -158,6 +161,12 @@ class Desk:
                 if (server.balancer, server.ref.pool) == (balancer, pool) and seen is not None and guard.is_orphan(state, seen):
                     found.append(f"{server} is out and nobody we know did it: ours from now on, back as soon as it answers well")
         return found
+
+
+def _obeyed(command: Commanded) -> str:
+    what = str(command.instance or command.service or "everything")
+    words = {Verb.FREEZE: "frozen", Verb.UNFREEZE: "unfrozen", Verb.RELEASE: "released", Verb.CLEAR: "cleared", Verb.ADOPT: "adopted"}
+    return f"{what} {words.get(command.verb, command.state.value)} by {command.actor}"
 
 
 def wall_of(at: float) -> datetime:

@@ -87,7 +87,7 @@ class Guards:
     shrink: float = 0.5
     stale_discovery_s: float = 300.0
     picture_max_age_s: float = 5.0
-    blind_lag_s: float = 0.1
+    blind_lag_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,16 @@ from sidecar.core.world import InstanceState, ServiceState
 
 
 def cause(check: Streak) -> str:
-    """`4 timeouts in a row in 0.31 s (no answer within 0.06 s)`."""
+    """`timeout 4 times in a row within 0.31 s (no answer within 0.06 s)`."""
     reason = check.reason.value if check.reason else "failure"
     detail = f" ({check.detail})" if check.detail else ""
     if check.rule == "window":
         bad = sum(1 for _, was_bad in check.window if was_bad)
         return f"{bad} of the last {len(check.window)} probes failed, last {reason}{detail}"
+    if check.bad_run <= 1:
+        return f"{reason}{detail}"
     span = check.last_bad_at - check.first_bad_at
-    return f"{check.bad_run} times {reason} in a row within {span:.2f} s{detail}"
+    return f"{reason} {check.bad_run} times in a row within {span:.2f} s{detail}"
 
 
 def judged(state: InstanceState, judgement: Judgement, policy: ServicePolicy) -> str:

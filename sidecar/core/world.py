@@ -43,7 +43,7 @@ from sidecar.core.model import (
     Target,
     Tick,
 )
-from sidecar.core.policy import Pace, Policy, ProbePlan, ServicePolicy
+from sidecar.core.policy import Guards, Pace, Policy, ProbePlan, ServicePolicy
 from sidecar.core.streak import Streak
 
 GOOD_KEPT = 100
@@ -507,7 +507,7 @@ class World:
         if sent is not None and not sent.confirmed and seen.ours.serve is sent.serve:
             sent.confirmed, sent.generation = True, seen.generation
         self._adopt(server, seen, instance_state, at)
-        self._compare_said(balancer, ref, before, seen, instance_state, at)
+        by_us = self._compare_said(balancer, ref, before, seen, instance_state)
         if before is None:
             return True
         if before.generation != seen.generation:
@@ -517,7 +517,7 @@ class World:
                 self._tell("drift", at, "outside", f"{server}: {balancer.name} restarted or reloaded and forgot what it was told", who)
             if sent is not None:
                 sent.confirmed = False
-        elif instance_state is not None and before.operator is not seen.operator:
+        elif instance_state is not None and before.operator is not seen.operator and not by_us:
             self._operator_moved(server, before, seen, instance_state, at)
         elif instance_state is not None and _undone(before, seen, sent, instance_state):
             instance_state.overruled = f"{server} was made ready by hand"
@@ -559,42 +559,38 @@ class World:
                 self._tell("adopted", at, "sidecar", f"{instance} is out by us from before our restart: {ejection.cause}", name, instance)
 
     def _operator_moved(self, server: ServerRef, before: Seen, seen: Seen, state: InstanceState, at: float) -> None:
-        """An operator's word changed. If it was not ours, tell it; the end of his own drain or maintenance starts a new life."""
-        said = self.balancers[server.balancer].said
-        ours = said.get(server.ref, Operator.READY)
-        if seen.operator is ours and ours is not Operator.READY:
-            return
-        if seen.operator is Operator.READY and before.operator is ours:
-            return
-        by = "outside"
-        self._tell("operator", at, by, f"{server}: operator {before.operator} -> {seen.operator}", state.instance.service, state.instance)
+        """Somebody else's word about an instance changed; the end of his drain or maintenance starts a new life."""
+        sentence = f"{server}: operator {before.operator} -> {seen.operator}"
+        self._tell("operator", at, "outside", sentence, state.instance.service, state.instance)
         if seen.operator is Operator.READY:
             for check in state.checks.values():
                 streaks.clear(check)
             state.probation_at, state.repeat = None, 0
             state.new_life = state.ejection is not None and seen.ours.serve is Serve.FULL
 
-    def _compare_said(
-        self, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None, at: float
-    ) -> None:
-        """Keep track of which word on the operator's axis is ours: written by us, and still what the balancer shows."""
+    def _compare_said(self, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None) -> bool:
+        """Keep track of which word on the operator's axis is ours: written by us, and still shown. True if this change was our doing."""
         pending = balancer.said_pending.get(ref)
         if pending is not None and seen.operator is pending:
             balancer.said[ref] = pending
             del balancer.said_pending[ref]
+            if pending is Operator.READY:
+                del balancer.said[ref]
+            return True
         if state is not None and ref not in balancer.said and before is None:
             wanted = strictest(o.state for o in state.overrides.values())
             if wanted is not Operator.READY and seen.operator is wanted:
                 balancer.said[ref] = wanted
         said = balancer.said.get(ref)
         if said is None or seen.operator is said:
-            return
-        if before is not None and before.generation == seen.generation and ref not in balancer.said_pending:
+            return False
+        if before is not None and before.generation == seen.generation and pending is None:
             del balancer.said[ref]
             if seen.operator is Operator.READY and state is not None and state.overrides:
                 state.overruled = f"{balancer.name}/{ref} was made ready by hand"
         elif seen.operator is Operator.READY:
             del balancer.said[ref]
+        return False
 
     # ---- what became of intents and changes ----
 
@@ -728,10 +724,10 @@ class World:
 
     def _self_checked(self, fact: SelfChecked) -> tuple[str, ...]:
         guards = next((p.guards for p in self.policy.services.values()), None)
-        limit = guards.blind_lag_s if guards else 0.1
+        limit = guards.blind_lag_s if guards else Guards().blind_lag_s
         why = fact.network or fact.descriptors or (f"our own loop was {fact.lag_s:.2f} s late" if fact.lag_s > limit else "")
         if why:
-            if fact.at >= self.blind_until:
+            if fact.at - self.blind_until > EPISODE_S:
                 self._tell("self", fact.at, "sidecar", f"blind, nothing is ejected: {why}")
             self.blind_until, self.blind_why = fact.at + 1.0, why
         if self.journal_fault and not fact.journal:
@@ -807,6 +803,8 @@ class World:
 
 UNBROKEN_S = 0.5
 """A hold that was absent this long begins anew."""
+BLIND_S = 0.5
+"""How long a sign that we cannot judge holds ejections back; it is looked for four times a second."""
 EPISODE_S = 5.0
 """A hold that was absent this long is over; the next one is told anew."""
 EVENTS_KEPT = 1000
