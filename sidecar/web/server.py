@@ -193,6 +193,8 @@ class Web:
                 why = f"not done within {self.limits.request_s:g} s"
                 response = _refusal(Problem(408, why, "send the whole request at once, or try again"))
                 response.force_close()
+        except ConnectionError:
+            pass  # the client has gone, or was dropped: nobody is there to be told
         finally:
             self._tcp.free(request.transport)
             self._unix.free(request.transport)

@@ -46,18 +46,23 @@ class Stream:
         subscription = self.decisions.subscribe(QUEUE, after=after)
         self._open.add(subscription)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
+        is_too_slow = False
         try:
             await response.prepare(request)
             await self._write(response, f"retry: {RETRY_MS}\n\n".encode())
             await self._pass_on(response, subscription, caller, service)
-        except (TimeoutError, ConnectionError):
-            self._drop(request)
+        except TimeoutError:
+            is_too_slow = True
+        except ConnectionError:
+            pass  # the client has gone by itself
         finally:
             self.listening -= 1
             self._open.discard(subscription)
             subscription.close()
-        if subscription.too_slow:
-            self._drop(request)
+        if is_too_slow or subscription.too_slow:
+            self.dropped += 1
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _pass_on(self, response: web.StreamResponse, subscription: Subscription, caller: Caller, service: str | None) -> None:
@@ -74,11 +79,6 @@ class Stream:
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         await asyncio.wait_for(response.write(data), self.write_s)
-
-    def _drop(self, request: web.Request) -> None:
-        self.dropped += 1
-        if request.transport is not None:
-            request.transport.abort()
 
 
 def last_id(text: str | None) -> int | None:
