@@ -216,10 +216,21 @@ def against_ejection(
 
 
 def witnesses(world: World, instance: Instance, check: Streak) -> tuple[Target, ...]:
-    """Other instances and reference targets whose newest answer is good and was asked after this one's last counted failure."""
+    """Other instances and reference targets whose newest answer is good and was asked after this one's last counted failure.
+
+    One that failed at the same time as this one has seen a common fault end. It testifies only once this one was asked again since
+    and failed still; else whoever is asked first after an outage would have the others ejected.
+    """
     since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
     states = [world.targets.get(name) for name in witness_targets(world, instance, check)]
-    return tuple(t.target for t in states if t is not None and t.newest is Result.OK and t.newest_started >= since)
+    return tuple(
+        t.target
+        for t in states
+        if t is not None
+        and t.newest is Result.OK
+        and t.newest_started >= since
+        and (t.failed_at < check.first_bad_at or check.last_bad_asked_at >= t.good_since)
+    )
 
 
 def witness_targets(world: World, instance: Instance, check: Streak) -> list[Target]:

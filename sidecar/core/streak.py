@@ -16,7 +16,7 @@ class Streak:
     """One check of one instance. Owner: its InstanceState; changed by `step` and `clear` only.
 
     `verdict_at`: when the failure that made the evidence complete ended; None while it is not complete.
-    `window`: (ended, bad) of the last `Rules.window` answers, oldest first.
+    `last_bad_asked_at`: when the newest failure was asked. `window`: (ended, bad) of the last `Rules.window` answers, oldest first.
     """
 
     good_run: int = 0
@@ -25,6 +25,7 @@ class Streak:
     first_bad_at: float = 0.0
     first_fast_at: float = 0.0
     last_bad_at: float = 0.0
+    last_bad_asked_at: float = 0.0
     reason: Reason | None = None
     detail: str = ""
     answers: int = 0
@@ -86,7 +87,7 @@ def _count_bad(streak: Streak, outcome: Outcome) -> None:
             streak.first_fast_at = outcome.ended
     else:
         streak.fast_run = 0
-    streak.last_bad_at = outcome.ended
+    streak.last_bad_at, streak.last_bad_asked_at = outcome.ended, outcome.started
     streak.reason, streak.detail = outcome.reason, outcome.detail
 
 

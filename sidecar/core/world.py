@@ -52,7 +52,10 @@ GOOD_KEPT = 100
 
 @dataclass(slots=True)
 class TargetState:
-    """What one target has taught us. `recent`: the last GOOD_KEPT good totals, a ring written at `good % GOOD_KEPT`."""
+    """What one target has taught us. `recent`: the last GOOD_KEPT good totals, a ring written at `good % GOOD_KEPT`.
+
+    `failed_at`: when its last failure ended; `good_since`: when the first good answer after that was asked.
+    """
 
     target: Target
     plan: ProbePlan
@@ -69,6 +72,8 @@ class TargetState:
     nudged: bool = False
     count: int = 0
     bad_run: int = 0
+    failed_at: float = float("-inf")
+    good_since: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -284,8 +289,12 @@ class World:
         if outcome.result is not Result.UNKNOWN:
             target.newest = outcome.result
             target.newest_started, target.newest_ended = outcome.started, outcome.ended
-            target.bad_run = target.bad_run + 1 if outcome.result is Result.FAIL else 0
-        if outcome.result is Result.OK:
+        if outcome.result is Result.FAIL:
+            target.bad_run += 1
+            target.failed_at = outcome.ended
+        elif outcome.result is Result.OK:
+            target.good_since = outcome.started if target.bad_run else target.good_since
+            target.bad_run = 0
             _learn(target, outcome.seconds)
         eventful: list[str] = [name for name in target.references if self.services[name].alert]
         for instance in target.users:
