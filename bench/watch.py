@@ -42,8 +42,8 @@ class Watch:
     def __init__(self, look: Look, log: socket.socket) -> None:
         self.moves: list[tuple[float, int, bool]] = []
         self.attempts: deque[Attempt] = deque(maxlen=500_000)
-        self._now: dict[int, bool] = {}
         self._look, self._log = look, log
+        self._now = dict(look() or {})
         self._ended = threading.Event()
         log.settimeout(0.2)
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._poll, self._listen)]

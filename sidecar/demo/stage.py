@@ -168,6 +168,20 @@ def _launch(argv: list[str], errors: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=stream)
 
 
+def _wait_admin(process: subprocess.Popen[bytes], folder: Path, what: str) -> None:
+    """Until its admin socket answers; StageError with its last words if it ends instead, as with a port that is taken."""
+    deadline = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with closing(socket.socket(socket.AF_UNIX)) as sock:
+            if sock.connect_ex(str(folder / "admin.sock")) == 0:
+                return
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    words = (folder / "haproxy.err").read_text(errors="replace").strip()
+    raise StageError(f"{what} does not start: {words[-500:] or 'no word of it'}")
+
+
 def start_haproxy(binary: Binary, folder: Path, ports: list[int], *, axis: Axis = "none", listen: int, log: int | None = None) -> Balancer:
     """HAProxy with a pool `shop` of servers s1… in front of these ports. `axis`: how its server lines look."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +212,7 @@ backend shop
     (folder / "haproxy.cfg").write_text(config)
     argv = [binary.path, "-W", "-f", str(folder / "haproxy.cfg"), "-p", str(folder / "haproxy.pid"), "-S", str(folder / "master.sock")]
     process = _launch(argv, folder / "haproxy.err")
+    _wait_admin(process, folder, f"HAProxy {binary.version}")
     wait_for(listen, f"HAProxy {binary.version}")
     return Balancer(folder, listen, f"{{plugin: haproxy, socket: {folder}/admin.sock}}", process, log)
 
@@ -235,6 +250,10 @@ http {{
     argv = [binary.path, "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-g", "daemon off;"]
     process = _launch(argv, folder / "nginx.err")
     wait_for(listen, f"Nginx {binary.version}")
+    if not (folder / "nginx.pid").exists():
+        process.terminate()
+        process.wait()
+        raise StageError(f"something else answers on port {listen}, so that Nginx {binary.version} cannot; choose another")
     yaml = (
         f"{{plugin: nginx, config: {folder}/nginx.conf, servers_dir: {managed}, reload: signal, binary: {binary.path}, prefix: {folder}/}}"
     )

@@ -60,13 +60,21 @@ class Lab:
         self.balancer: stage.Balancer | None = None
 
     def start(self) -> None:
-        self.instances.start_all()
-        while not all(self.instances.is_running(i) for i in range(len(self.ports))):
-            self.instances.stop_all()  # another process was faster at one of the ports
+        while not self._starts():
+            # another process was faster at one of the ports
+            self.instances.stop_all()
             *self.ports, self.listen, self.api_port, self.other_api_port = free_ports(len(self.ports) + 3)
             self.instances.ports = self.ports
+
+    def _starts(self) -> bool:
+        try:
             self.instances.start_all()
-        self.start_balancer()
+            self.start_balancer()
+        except stage.StageError as error:
+            if "in use" in str(error) or "something else answers" in str(error):
+                return False
+            raise
+        return all(self.instances.is_running(i) for i in range(len(self.ports)))
 
     def start_balancer(self) -> None:
         if self.binary.kind == "haproxy":
@@ -133,6 +141,9 @@ class Lab:
     # ---- the course of things ----
 
     def kill(self, *which: int) -> None:
+        """All at once."""
+        for i in which:
+            self.instances.signal(i, signal.SIGKILL)
         for i in which:
             self.instances.kill(i)
 
