@@ -30,8 +30,10 @@ MOST_ASKERS = 20_000
 FIRST_GAP_S = 2.0
 """HAProxy's default `agent-inter`, taken until two polls have shown the real one."""
 
-FORGOTTEN_S = 60.0
-"""A server that polled once is taken for polling this long; later, for three of its gaps."""
+FIRST_S = 60.0
+LEAST_S = 10.0
+"""A server that polled once is taken for polling `FIRST_S` long; later for three of its gaps, and never less than `LEAST_S`: a busy
+moment, ours or HAProxy's, does not make someone else's server of it."""
 
 _SAYABLE = frozenset(string.ascii_letters + string.digits + " .,:_-/()%=+")
 
@@ -49,6 +51,10 @@ class Poll:
         # Slowly forgetting: one long pause of ours must not stretch every later deadline.
         self.gap_s = max(at - self.at, self.gap_s * 0.9)
         self.at = at
+
+    def lasts_s(self) -> float:
+        """How long after it the server counts as polling."""
+        return max(3 * self.gap_s, LEAST_S) if self.gap_s else FIRST_S
 
 
 class Agent:
@@ -100,7 +106,7 @@ class Agent:
     def polls(self) -> Polls:
         """Who asks us now, and how soon a new word is sure to have arrived."""
         now = asyncio.get_running_loop().time()
-        asking = {ref: poll for ref, poll in self._polls.items() if now - poll.at <= (3 * poll.gap_s if poll.gap_s else FORGOTTEN_S)}
+        asking = {ref: poll for ref, poll in self._polls.items() if now - poll.at <= poll.lasts_s()}
         return Polls(frozenset(asking), {ref: 2 * (poll.gap_s or FIRST_GAP_S) + 0.2 for ref, poll in asking.items()})
 
     def came(self, question: _Question) -> bool:

@@ -29,8 +29,6 @@ class Server:
     agent: int = 0
     """The same bits and 16, of its agent-check."""
     address: Address | None = None
-    agent_address: Address | None = None
-    status: str = ""
     agent_status: str = ""
     agent_health: int | None = None
     agent_rise: int | None = None
@@ -125,8 +123,6 @@ def _server(ref: Ref, state: Mapping[str, str], stat: Mapping[str, str]) -> Serv
         check=int(state["srv_check_state"]),
         agent=int(state["srv_agent_state"]),
         address=_address(state["srv_addr"], state.get("srv_port", "0")),
-        agent_address=_address(state.get("srv_agent_addr", "-"), state.get("srv_agent_port", "0"), state["srv_addr"]),
-        status=stat.get("status", ""),
         agent_status=stat.get("agent_status", "").removeprefix("* "),
         agent_health=_number(stat.get("agent_health")),
         agent_rise=_number(stat.get("agent_rise")),
@@ -152,8 +148,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def _address(host: str, port: str, instead: str = "-") -> Address | None:
-    host = instead if host == "-" else host
+def _address(host: str, port: str) -> Address | None:
     if port == "0" or not port.isdigit() or not 1 <= int(port) <= 65535:
         return None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbplugins.api import BalancerError
@@ -87,6 +87,7 @@ def test_a_number_that_is_none_names_the_server() -> None:
         list(join(parse_states(STATES.replace(" 50 100 ", " x 100 ")), []))
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet='1# ,"\nabe'))
 def test_any_text_is_rows_or_a_balancer_error(text: str) -> None:
     for parse in (parse_states, parse_stats, parse_process):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbplugins.api import BalancerError
@@ -81,6 +81,7 @@ def test_a_path_that_looks_like_a_log_line_changes_nothing() -> None:
     assert parse(line(HC1) + line(HTTPLOG, pool="evil"), 0.0) == parse(line(HC1), 0.0)
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet="HC1 -/:[]<>0123456789"))
 def test_any_line_is_a_request_or_none(text: str) -> None:
     sample = parse(text, 0.0)

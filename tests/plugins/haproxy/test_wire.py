@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbplugins.api import BalancerError
@@ -45,6 +45,7 @@ def sent(ref: Ref) -> list[str]:
     return commands
 
 
+@settings(deadline=None)
 @given(st.text(max_size=140), st.text(max_size=140))
 @example("be", "a;b")
 @example("be", "a\n")
