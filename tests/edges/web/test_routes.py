@@ -98,7 +98,9 @@ async def test_a_service_carries_what_the_contract_names(serve: Serve) -> None:
     assert shop["counts"] == {"instances": 4, "counted": 4, "in_rotation": 3, "healthy": 3, "ejected": 1}
     assert (s2["instance"], s2["judgement"], s2["operator"], s2["serving"]) == ("10.0.0.2:80", "ejected", "ready", "none")
     assert s2["ejection"]["rule"] == "rule:consecutive" and s2["ejection"]["witnesses"]
-    assert "refused in a row" in s2["reason"] and s2["checks"]["http:/health"]["last_reason"] == "refused"
+    assert (
+        "refused" in s2["reason"] and "1 of 4 out, 2 allowed" in s2["reason"] and s2["checks"]["http:/health"]["last_reason"] == "refused"
+    )
     assert s2["since"].endswith("Z")
 
 
