@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from sidecar.config import compose
 from sidecar.config.load import Loaded, load
 from sidecar.config.models import ANY, BalancerOptions, Config
 from sidecar.config.plugins import plugin_class
-from sidecar.core.model import Ask, Configured, Decision, Event, Fact, Instance, Learned, SelfChecked, Target
-from sidecar.core.policy import Mode, Policy
-from sidecar.core.samples import Own, Sample, Tallies, samples
+from sidecar.core.model import Ask, Commanded, Configured, Decision, Event, Fact, Instance, Learned, SelfChecked, Target, Verb
+from sidecar.core.policy import Mode, Policy, ServicePolicy
+from sidecar.core.samples import Own, Sample, Tallies, each_sample
 from sidecar.core.window import Latencies
 from sidecar.desk import Desk, wall_of
 from sidecar.discovery import source as discovery
@@ -50,6 +50,7 @@ POOLS_EVERY_S = 5.0
 RESERVED_DESCRIPTORS = 32
 STOP_WITHIN_S = 5.0
 ALIVE_WITHIN_S = 5.0
+LET_GO_WITHIN_S = 5.0
 
 
 class StartError(Exception):
@@ -222,10 +223,30 @@ class App:
         except ValueError as error:
             self._tell("config", f"reload refused, the old configuration goes on: {error}")
             return [str(error)]
+        await self._let_go(config)
         self.loaded, self.config = fresh, config
         self._expand()
         self._configure(f"reloaded by {actor}")
         return []
+
+    async def _let_go(self, config: Config) -> None:
+        """Give back what we have out in services that the new configuration takes out of our hands, while we still know how."""
+        traits = {name: plugin_class(b.plugin).traits for name, b in config.balancers.items()}
+        coming = compose.policy(config, traits)
+        leaving = [name for name, old in self.reconciler.world.policy.services.items() if _leaves(old, coming.services.get(name), coming)]
+        reason = "the new configuration takes it out of our hands"
+        facts = [Commanded(Verb.GIVE_BACK, "sidecar", clock.monotonic(), name, reason=reason) for name in leaving]
+        self.reconciler.deliver(facts)
+        deadline = clock.monotonic() + LET_GO_WITHIN_S
+        while self._is_out(leaving) and clock.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for name in leaving:
+            if self._is_out([name]):
+                self._tell("config", f"{name}: what we have out could not be given back in time; see `lb-sidecar release`")
+
+    def _is_out(self, names: Sequence[str]) -> bool:
+        services = [self.reconciler.world.services[n] for n in names if n in self.reconciler.world.services]
+        return any(s.ejection is not None and s.ejection.enforced for service in services for s in service.instances.values())
 
     def _configure(self, word: str) -> None:
         self.reconciler.deliver((Configured(self._policy(), clock.monotonic(), str(self.loaded.path)),))
@@ -262,9 +283,22 @@ class App:
             self.reconciler.deliver(
                 (SelfChecked(clock.monotonic(), self._worst_lag, descriptors=_descriptors(self._process), journal=fault, standby=standby),)
             )
+            self._tell_members()
             for target in self.engine.targets() - self.reconciler.world.targets.keys():
                 self.engine.forget(target)
             await asyncio.sleep(SELF_CHECK_S)
+
+    def _tell_members(self) -> None:
+        """Plugins whose pools we fill learn here what discovery knows; the others listen to nobody."""
+        world = self.reconciler.world
+        for name, driver in self.drivers.items():
+            pools: dict[str, dict[Ref, Address]] = {}
+            for service_name, policy in world.policy.services.items():
+                for owner, pool in policy.pools:
+                    if owner == name and not policy.from_balancer:
+                        known = world.services[service_name].instances
+                        pools.setdefault(pool, {}).update({Ref(pool, str(i.address)): i.address for i in known})
+            driver.members(pools)
 
     def _writes(self, balancer: str) -> bool:
         policy = self.reconciler.world.policy.balancers.get(balancer)
@@ -272,10 +306,11 @@ class App:
 
     async def _renew_lease(self) -> None:
         while True:
-            try:
-                await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
-            except lease.LeaseError as error:
-                log.warning("%s", error)
+            if any(self._writes(name) for name in self.drivers):  # who only observes cannot give back, so it must not promise to
+                try:
+                    await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
+                except lease.LeaseError as error:
+                    log.warning("%s", error)
             await asyncio.sleep(lease.RENEW_S / 3)
 
     async def _save_learned(self) -> None:
@@ -332,9 +367,9 @@ class App:
                 return found
         return None
 
-    def _samples(self) -> list[Sample]:
+    def _samples(self) -> Iterator[Sample]:
         world = self.reconciler.world
-        return samples(world, world.policy, self.latencies, clock.monotonic(), self.own())
+        return each_sample(world, world.policy, self.latencies, clock.monotonic(), self.own())
 
     def _tell(self, kind: str, sentence: str) -> None:
         event = Event(kind, clock.monotonic(), "sidecar", sentence)
@@ -357,6 +392,7 @@ class App:
             times.user + times.system,
             self.reconciler.holds,
             {p.name: p.count() for p in self._publishers},
+            decisions_dropped=self.decisions.dropped,
             recorder_dropped=self._recorder.dropped,
         )
 
@@ -364,7 +400,7 @@ class App:
         """What a person should know about this sidecar itself."""
         found = [f"{name} failed and was started again: {why}" for name, why in self._tasks.faults.items()]
         found += [f"{name}: {driver.warning}" for name, driver in self.drivers.items() if driver.warning]
-        return [*found, *([self._recorder.fault] if self._recorder.fault else [])]
+        return [*found, *(fault for fault in (self._recorder.fault, self.decisions.problem) if fault)]
 
 
 class _Nobody:
@@ -372,6 +408,14 @@ class _Nobody:
 
     def ask(self, ask: Ask) -> None:
         raise AssertionError("nothing is asked before the engine is there")
+
+
+def _leaves(old: ServicePolicy, new: ServicePolicy | None, policy: Policy) -> bool:
+    """Could we no longer undo under the new policy what we did under the old one?"""
+    if new is None or not set(old.pools) <= set(new.pools):
+        return True
+    acts = {balancer for balancer, _ in new.pools if policy.balancers[balancer].mode is Mode.ACT}
+    return new.mode is Mode.OBSERVE or any(balancer not in acts for balancer, _ in old.pools)
 
 
 def _more(problems: Sequence[str]) -> str:

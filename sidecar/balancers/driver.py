@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lbplugins.api import BalancerError
-from lbplugins.values import Axis, Change, Ref
+from lbplugins.values import Axis, Change, Pools, Ref
 from sidecar.balancers.host import Host
 from sidecar.core.model import Applied, Fact, Pictured
 from sidecar.core.policy import BalancerPolicy
@@ -34,6 +34,8 @@ class Driver:
         self.host = host
         self.policy = policy
         self.pools: frozenset[str] = frozenset()
+        self._members: Pools = {}
+        self._told_members: Pools = {}
         self._notes = notes
         self.standby = "not asked for the lock yet"
         self.warning = ""
@@ -50,6 +52,12 @@ class Driver:
         for change in changes:
             self._pending[(change.ref, change.on)] = change
         self._wake.set()
+
+    def members(self, pools: Pools) -> None:
+        """What discovery knows of pools whose members the balancer does not list itself."""
+        if pools != self._members:
+            self._members = pools
+            self.look()
 
     def look(self) -> None:
         """Observe now rather than at the next turn."""
@@ -126,6 +134,10 @@ class Driver:
     async def _observe(self) -> None:
         loop = asyncio.get_running_loop()
         try:
+            if self._members != self._told_members:
+                members = self._members
+                await self.host.members(members, OBSERVE_WITHIN_S)
+                self._told_members = members
             seen = await self.host.observe(self.pools, self._notes(), OBSERVE_WITHIN_S)
         except BalancerError as error:
             self._deliver((Pictured(self.host.name, loop.time(), error=str(error)),))

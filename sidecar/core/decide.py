@@ -40,6 +40,8 @@ from sidecar.core.world import UNBROKEN_S, InstanceState, ServiceState, World
 
 TELL_HOLD_AFTER_S = 0.4
 """A hold shorter than this (a witness being asked, a token coming in) is no news."""
+LEAVING_S = 10.0
+"""How long a service that leaves our hands is left alone: by then the new configuration is in force."""
 CALM_WAKE_S, ALERT_WAKE_S = 1.0, 0.1
 
 
@@ -262,10 +264,9 @@ class _Turn:
                 self._freeze(command, Act.FREEZE if command.verb is Verb.FREEZE else Act.UNFREEZE)
             case Verb.RELEASE:
                 self._freeze(command, Act.FREEZE)
-                for state in self._states(command.service):
-                    if state.ejection is not None and not state.ejection.returning:
-                        policy = self.world.policy.services[state.instance.service]
-                        self._propose_return(state, policy, command.actor, f"released by {command.actor}")
+                self._give_back(command)
+            case Verb.GIVE_BACK:
+                self._give_back(command, hands_off_s=LEAVING_S)
             case Verb.ADOPT:
                 self._adopt(command)
 
@@ -286,6 +287,16 @@ class _Turn:
         override = Override(state.instance, command.owner, command.state, command.actor, self.now, command.until, command.reason)
         self._intend(Act.OVERRIDE, command.actor, command.reason or command.state.value, state, override=override)
         self._say("operator", command.actor, f"{state.instance} put in {command.state} by {command.actor}{until}{reason}", state)
+
+    def _give_back(self, command: Commanded, hands_off_s: float = 0.0) -> None:
+        """Return all we have out. `hands_off_s`: what is still bad must not go out again meanwhile."""
+        for state in self._states(command.service):
+            if state.ejection is None or state.ejection.returning or state.proposed is not None:
+                continue
+            why = command.reason or f"released by {command.actor}"
+            self._propose_return(state, self.world.policy.services[state.instance.service], command.actor, why)
+            if hands_off_s:
+                self._intend(Act.HANDS_OFF, command.actor, why, state, until=self.now + hands_off_s)
 
     def _freeze(self, command: Commanded, act: Act) -> None:
         freeze = Freeze(command.service, command.actor, self.now, command.until, command.reason)

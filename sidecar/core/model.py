@@ -260,7 +260,11 @@ class Commanded:
 
 
 class Verb(StrEnum):
-    """Operator commands. OVERRIDE/CLEAR per owner; FREEZE/UNFREEZE a service or all (""); ADOPT what is out and not ours."""
+    """Operator commands.
+
+    OVERRIDE, CLEAR per owner; FREEZE, UNFREEZE a service or all (""); ADOPT what is out and not ours; RELEASE all we have out and
+    freeze; GIVE_BACK the same without the freeze, when a service leaves our hands.
+    """
 
     OVERRIDE = "override"
     CLEAR = "clear"
@@ -268,6 +272,7 @@ class Verb(StrEnum):
     UNFREEZE = "unfreeze"
     ADOPT = "adopt"
     RELEASE = "release"
+    GIVE_BACK = "give_back"
 
 
 @dataclass(frozen=True, slots=True)

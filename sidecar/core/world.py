@@ -381,13 +381,13 @@ class World:
                 self.adopted_overrides.remove(override)
             service.alert = True
             self._plan_checks(state)
-        if source not in state.sources:
+        if source and source not in state.sources:
             state.sources.append(source)
 
     def _sweep(self, service: ServiceState) -> None:
-        """Drop instances that no source names, except those we still have to bring back."""
+        """Drop instances that no source names, except those whose ejection is not yet brought back or struck from the journal."""
         for state in [s for s in service.instances.values() if not s.sources]:
-            if state.ejection is not None and state.ejection.enforced and any(self.seen(server) for server in state.servers):
+            if state.ejection is not None and state.ejection.enforced:
                 continue
             del service.instances[state.instance]
             for target in self._targets_of(state):
@@ -560,7 +560,7 @@ class World:
                 continue
             if seen.ours.serve is Serve.NONE:
                 del self.adopted[instance]
-                self._join(self.services[name], instance, str(PoolRef(server.balancer, server.ref.pool)), at)
+                self._join(self.services[name], instance, "", at)
                 state = self.services[name].instances[instance]
                 state.ejection, state.repeat = ejection, ejection.repeat
                 state.told, state.told_at = Judgement.EJECTED, ejection.at
@@ -648,6 +648,7 @@ class World:
                     self.notes.pop(server, None)
                     if (balancer := self.balancers.get(server.balancer)) is not None:
                         balancer.sent.pop(server.ref, None)
+                self._sweep(self.services[state.instance.service])
             case Act.OVERRIDE if intent.override is not None:
                 state.overrides[intent.override.owner] = intent.override
                 self._operator_of_instance(state)
@@ -719,6 +720,8 @@ class World:
         for service in self.services.values():
             for state in service.instances.values():
                 self._plan_checks(state)
+                if state.ejection is not None and not state.ejection.enforced:
+                    state.ejection = None  # told only: under the new configuration it is decided anew
             self._map_servers(service)
             self._sweep(service)
         self._plan_references()

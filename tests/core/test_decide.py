@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from lbplugins.values import Address, Axis, Operator, Serve, Setting
+from lbplugins.values import Address, Axis, Operator, Ref, Serve, Setting
 from sidecar.core.model import (
+    Act,
     Adopted,
     Commanded,
+    Configured,
+    Discovered,
     Ejection,
     Instance,
     Judgement,
@@ -448,8 +451,6 @@ def test_rolling_restart_costs_nothing() -> None:
 
 
 def test_shrunken_static_discovery_keeps_the_last_good_list() -> None:
-    from sidecar.core.model import Discovered
-
     lab = Lab(4, policy=policy(from_balancer=False))
     all_four = tuple(Instance("shop", Address(f"10.0.0.{i}", 80)) for i in range(1, 5))
     lab.feed(Discovered("shop", "file:a", lab.now, all_four))
@@ -473,3 +474,55 @@ def test_same_facts_same_decisions() -> None:
         return [f"{e.at:.6f} {e.sentence}" for e in lab.events]
 
     assert story() == story()
+
+
+def test_instance_removed_while_out_is_struck_from_the_journal() -> None:
+    lab = warm(4)
+    lab.answer(1, refused())
+    lab.run(5.0)
+    assert lab.out() == [1]
+    del lab.servers[Ref("shop", "s1")]
+
+    lab.run(3.0)
+
+    assert lab.journal[-1].act is Act.FORGET
+    assert len(lab.world.services["shop"].instances) == 3
+
+
+def test_observed_ejection_becomes_real_when_the_mode_does() -> None:
+    lab = warm(4, policy=policy(Mode.OBSERVE))
+    lab.answer(1, refused())
+    lab.run(5.0)
+    assert lab.out() == []
+
+    lab.feed(Configured(policy(), lab.now))
+    lab.run(2.0)
+
+    assert lab.out() == [1]
+    assert [e.enforced for e in lab.told("ejected")] == [False, True]
+
+
+def test_given_back_when_it_leaves_our_hands() -> None:
+    lab = warm(4)
+    lab.answer(1, refused())
+    lab.run(5.0)
+
+    lab.feed(Commanded(Verb.GIVE_BACK, "sidecar", lab.now, "shop", reason="leaving"))
+    lab.run(0.1)
+
+    assert lab.out() == [] and lab.told("returned")[0].by == "sidecar"
+
+
+def test_static_instance_adopted_at_start_follows_its_own_source() -> None:
+    lab = Lab(4, policy=policy(from_balancer=False))
+    all_four = tuple(Instance("shop", Address(f"10.0.0.{i}", 80)) for i in range(1, 5))
+    lab.set_seen(1, ours=Setting(Serve.NONE))
+    lab.start(Adopted(lab.now, (Ejection(all_four[0], lab.now - 9, "rule:consecutive", "2 refused"),)))
+    lab.run(1.0)
+    lab.feed(Discovered("shop", "static", lab.now, all_four))
+    lab.run(5.0)
+    assert lab.out() == []
+
+    lab.feed(Discovered("shop", "static", lab.now, all_four[1:]))
+    lab.run(1.0)
+    assert len(lab.world.services["shop"].instances) == 3
