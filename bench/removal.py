@@ -1,7 +1,7 @@
 """How fast a dead or hanging instance leaves the rotation of a real balancer, and how it comes back. `python -m bench.removal`.
 
 Four instances, 300 requests a second in an open loop, the sidecar with its defaults. Each run: a random wait within a second, then
-`kill -9` or `kill -STOP`; one second out; then revived. Judged by what the balancer shows and logs, not by what the sidecar says.
+`kill -9` or `kill -STOP`; a second or three out; then revived. Judged by what the balancer shows and logs, not by what the sidecar says.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ FAULTS: tuple[Fault, ...] = ("kill", "stop")
 N = 4
 RATE = 300.0
 OUT_WITHIN_S, BACK_WITHIN_S = 10.0, 20.0
-OUT_FOR_S = 1.0
+OUT_FOR_S = {"haproxy": 1.0, "nginx": 3.0}
 LOGS_WITHIN_S = 0.3
 SPREAD_S = 1.0
 LIFE = N
 """Faults per life of the sidecar: one an instance, for a second one within ten minutes has a hold-down, by design."""
-RELOAD_S = 1.0
-"""How long after Nginx's file changed requests of old workers may still go to the server; later ones are a fault."""
+RELOAD_S = 2.0
+"""How long after Nginx's file changed its old workers may still send requests there; out is when they have stopped. Later ones are a fault."""
 LIMITS: dict[Fault, tuple[float, float]] = {"kill": (0.7, 1.5), "stop": (1.0, 2.0)}
 """Seconds from the fault to out: median, worst."""
 
@@ -104,7 +104,7 @@ class Scene:
         made.callback(self.watch.stop)
         self.load = Load(listen, RATE)
         made.callback(self.load.stop)
-        self.is_nginx = cell.binary.kind == "nginx"
+        self.kind = cell.binary.kind
 
     @contextmanager
     def sidecar(self) -> Iterator[Daemon]:
@@ -131,7 +131,7 @@ def run(scene: Scene, daemon: Daemon, fault: Fault, i: int, chance: random.Rando
     scene.instances.signal(i, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
     with suppress(NeverHappenedError):
         until(lambda: watch.moved(port, at, into=False), "out", OUT_WITHIN_S, watches.POLL_S)
-    time.sleep(OUT_FOR_S)
+    time.sleep(OUT_FOR_S[scene.kind])
     listening = _revive(scene, fault, i)
     with suppress(NeverHappenedError):
         until(lambda: watch.moved(port, listening, into=True), "back", BACK_WITHIN_S, 0.001)
@@ -162,13 +162,13 @@ def _judged(
     watch = scene.watch
     out = watch.moved(port, at, into=False)
     # HAProxy hides where a retried request was refused; while one instance is dead it was there.
-    tried = watch.tried((port, 0) if fault == "kill" and not scene.is_nginx else (port,), at, listening)
-    if out is not None and scene.is_nginx:
+    tried = watch.tried((port, 0) if fault == "kill" and scene.kind == "haproxy" else (port,), at, listening)
+    if out is not None and scene.kind == "nginx":
         # The file is only the word; old workers act on the one before until they have been replaced.
         out = max([out, *(a.at for a in tried if a.at <= out + RELOAD_S)])
     hurt = [r for r in scene.load.between(at - 1.0, listening) if r.ended >= at]
     reached = [a.at for a in tried]
-    if not scene.is_nginx:
+    if scene.kind == "haproxy":
         # What HAProxy cuts on kept connections it neither answers nor logs: its client sees the connection close, and asks again.
         reached += [r.due for r in hurt if r.due > at and (r.resent or r.status != 200)]
     returned = [e for e in daemon.events("returned") if e["instance"].endswith(f":{port}")]

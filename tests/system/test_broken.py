@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.daemon import until
+from bench.daemon import Daemon, until
 from sidecar.demo import stage
 from tests.system.lab import lab
 
@@ -24,7 +24,7 @@ def test_a_truncated_include_is_not_written_to(shape: str) -> None:
         text = box.include.read_text()
         damaged = text[: text.rindex(";") - 4]
         box.include.write_text(damaged)
-        until(lambda: "writable" in str(sidecar.instances()) or sidecar.events("balancer"), "it was looked at")
+        until(lambda: _why_not_writable(sidecar, box.ports[0]), "the damage was seen")
 
         box.kill(0)
 
@@ -35,6 +35,11 @@ def test_a_truncated_include_is_not_written_to(shape: str) -> None:
 
         box.include.write_text(text)
         box.wait_out(0)
+
+
+def _why_not_writable(sidecar: Daemon, port: int) -> str:
+    found = sidecar.instances().get(port, {"servers": ()})
+    return "; ".join(server["writable"] or "" for server in found["servers"])
 
 
 @pytest.mark.parametrize("shape", ["nginx-1.22", "nginx-1.31"])
