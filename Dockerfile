@@ -20,7 +20,7 @@ LABEL org.opencontainers.image.title="lb-sidecar" \
       org.opencontainers.image.revision="$REVISION"
 # A name for the number, because operators' acts are recorded by name.
 RUN groupadd --gid 65532 lb-sidecar \
- && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /var/lib/lb-sidecar --shell /usr/sbin/nologin lb-sidecar \
+ && useradd -K UID_MAX=65532 --uid 65532 --gid 65532 --no-create-home --home-dir /var/lib/lb-sidecar --shell /usr/sbin/nologin lb-sidecar \
  && install -d -o 65532 -g 65532 -m 0750 /var/lib/lb-sidecar /run/lb-sidecar \
  && install -d -m 0755 /etc/lb-sidecar
 COPY --from=build /opt/lb-sidecar /opt/lb-sidecar
