@@ -34,6 +34,8 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/nginx/sbin"
 _TITLE_PREFIX = re.compile(r" -p ?(/\S*)")
 _TITLE_LOG = re.compile(r" -e ?(\S+)")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
+_STAMP = re.compile(r"\A\d{4}/\d\d/\d\d \d\d:\d\d:\d\d |(?<=\] )\d+#\d+: ")
+"""When and which process: the same complaint reads alike each time without them."""
 
 
 class Build(NamedTuple):
@@ -228,10 +230,13 @@ def run(argv: Sequence[str], deadline_s: float, cwd: str) -> tuple[int, str]:
 
 
 def headline(text: str) -> str:
-    """The line of nginx's output that says what is wrong: the first of [emerg], else the last; printable, at most 400 characters."""
+    """The line of nginx's output that says what is wrong: the first of [emerg], else the last.
+
+    Printable, at most 400 characters, without time and process number, so that the same fault gives the same line.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = next((line for line in lines if "[emerg]" in line), lines[-1] if lines else "no output")
-    return _UNPRINTABLE.sub(" ", line)[:400]
+    return _UNPRINTABLE.sub(" ", _STAMP.sub("", line))[:400]
 
 
 def argv_of_test(binary: str, build: Build, config: Path, prefix: str | None) -> list[str]:

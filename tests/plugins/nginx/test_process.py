@@ -68,6 +68,7 @@ def test_the_line_that_matters_is_shown_clean() -> None:
         headline("nginx: [warn] x\nnginx: [emerg] no \x1b[31m\u00e9 such in /c:3\nnginx: test failed\n")
         == "nginx: [emerg] no  [31m  such in /c:3"
     )
+    assert headline("2026/11/24 10:54:26 [emerg] 15174#15174: unknown directive") == "[emerg] unknown directive"
     assert headline("one\ntwo\n\n") == "two" and headline("") == "no output" and len(headline("x" * 999)) == 400
 
 
