@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bench import watch as watches
 from bench.daemon import Daemon, NeverHappenedError, until
@@ -38,7 +38,7 @@ SPREAD_S = 1.0
 LIFE = N
 """Faults per life of the sidecar: one an instance, for a second one within ten minutes has a hold-down, by design."""
 RELOAD_S = 2.0
-"""How long after Nginx's file changed its old workers may still send requests there; out is when they have stopped. Later ones are a fault."""
+"""How long after its file changed Nginx's old workers may still send requests there: out is when they stop. Later ones are a fault."""
 LIMITS: dict[Fault, tuple[float, float]] = {"kill": (0.7, 1.5), "stop": (1.0, 2.0)}
 """Seconds from the fault to out: median, worst."""
 
@@ -54,7 +54,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One fault. Seconds from the fault, `back_s` from listening again; `asked`: good health answers it had given when it was back."""
+    """One fault. Seconds from the fault, `back_s` from listening again; `asked`: good health answers it had given when it was back.
+
+    `said`: what the sidecar told meanwhile, for those who look into a bad one.
+    """
 
     fault: Fault
     out_s: float | None
@@ -67,6 +70,7 @@ class Run:
     asked: int | None
     rises: bool
     others_out: int
+    said: tuple[str, ...]
 
 
 def cells() -> Iterator[Cell]:
@@ -126,6 +130,7 @@ def run(scene: Scene, daemon: Daemon, fault: Fault, i: int, chance: random.Rando
     daemon.wait_healthy(scene.ports)
     until(lambda: all(watch.in_rotation(p) for p in scene.ports), "all in rotation")
     time.sleep(SPREAD_S * chance.random())
+    known = len(daemon.events())
 
     at = time.monotonic()
     scene.instances.signal(i, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
@@ -138,7 +143,7 @@ def run(scene: Scene, daemon: Daemon, fault: Fault, i: int, chance: random.Rando
     asked = _asked(port) if fault == "kill" else None
     back = watch.moved(port, at, into=True)
     time.sleep(LOGS_WITHIN_S)
-    return _judged(scene, daemon, fault, port, at, listening, back, asked)
+    return _judged(scene, daemon.events()[known:], fault, port, at, listening, back, asked)
 
 
 def _revive(scene: Scene, fault: Fault, i: int) -> float:
@@ -157,7 +162,14 @@ def _asked(port: int) -> int:
 
 
 def _judged(
-    scene: Scene, daemon: Daemon, fault: Fault, port: int, at: float, listening: float, back: float | None, asked: int | None
+    scene: Scene,
+    events: Sequence[dict[str, Any]],
+    fault: Fault,
+    port: int,
+    at: float,
+    listening: float,
+    back: float | None,
+    asked: int | None,
 ) -> Run:
     watch = scene.watch
     out = watch.moved(port, at, into=False)
@@ -171,7 +183,7 @@ def _judged(
     if scene.kind == "haproxy":
         # What HAProxy cuts on kept connections it neither answers nor logs: its client sees the connection close, and asks again.
         reached += [r.due for r in hurt if r.due > at and (r.resent or r.status != 200)]
-    returned = [e for e in daemon.events("returned") if e["instance"].endswith(f":{port}")]
+    returned = [e for e in events if e["kind"] == "returned" and e["instance"].endswith(f":{port}")]
     return Run(
         fault,
         None if out is None else out - at,
@@ -184,6 +196,7 @@ def _judged(
         asked,
         bool(returned) and returned[-1]["by"] == "rule:rise" and "2 needed" in returned[-1]["sentence"],
         watch.moves_of_others(port, at),
+        tuple(e["sentence"] for e in events),
     )
 
 

@@ -19,6 +19,27 @@ class Stubborn(Lab):
         self._look()
 
 
+class Broken(Lab):
+    """A balancer that can be looked at, but told nothing."""
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        self.tries = getattr(self, "tries", 0) + 1
+        self.feed(Applied("edge", self.now, tuple(changes), error="its configuration is broken"))
+        self._look()
+
+
+def test_a_balancer_that_cannot_be_told_is_tried_again_and_told_of_once() -> None:
+    lab = Broken()
+    lab.run(WARM)
+    lab.answer(1, refused())
+    lab.nudge(1)
+
+    lab.run(10.0)
+
+    assert lab.tries > 3
+    assert [e.sentence for e in lab.told("balancer")] == ["balancer edge could not be told: its configuration is broken"]
+
+
 def test_a_server_that_moved_between_look_and_write_is_written_again_and_no_news() -> None:
     lab = Lab()
     lab.run(WARM)
