@@ -40,6 +40,7 @@ from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
 from sidecar.store.decisions import Decisions
 from sidecar.supervise import Supervisor
+from sidecar.web.options import SecretError
 from sidecar.web.server import Web, WebError
 
 log = logging.getLogger("sidecar.app")
@@ -219,12 +220,16 @@ class App:
             return problems
         try:
             config = compose.observing(fresh.config) if self.observe else fresh.config
+            for token in config.api.tokens.values():
+                token.secret.read()
             self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
-        except ValueError as error:
+        except (ValueError, SecretError) as error:
             self._tell("config", f"reload refused, the old configuration goes on: {error}")
             return [str(error)]
         await self._let_go(config)
         self.loaded, self.config = fresh, config
+        for line in self.web.renew(config.api):
+            log.warning("%s", line)
         self._expand()
         self._configure(f"reloaded by {actor}")
         return []

@@ -16,10 +16,10 @@ from sidecar.balancers.driver import Driver
 from sidecar.core import guard
 from sidecar.core.model import Commanded, Hold, Instance, Verb
 from sidecar.core.policy import Policy
-from sidecar.core.samples import Own, samples
+from sidecar.core.samples import Own, each_sample
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
-from sidecar.publish.prometheus import render
+from sidecar.publish.prometheus import chosen, rendered
 from sidecar.reconcile import Reconciler
 from sidecar.store.decisions import Decisions
 from sidecar.web.desk import SelfHealth
@@ -90,8 +90,10 @@ class Desk:
             "notes": self._sidecar.notes(),
         }
 
-    def metrics_text(self) -> bytes:
-        return render(samples(self.world, self.policy, self.latencies, self.now(), self._sidecar.own()))
+    async def metrics(self, accept: str | None) -> tuple[bytes, str]:
+        form = chosen(accept)
+        found = each_sample(self.world, self.policy, self.latencies, self.now(), self._sidecar.own())
+        return await rendered(found, form), form.value
 
     async def command(self, command: Commanded) -> str | Hold:
         """Refused by a guard at once, or obeyed: the sentence comes when it is journaled."""

@@ -174,7 +174,9 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("plugin", help="list, start or check balancer plugins")
     verbs = command.add_subparsers(required=True, metavar="VERB")
-    verbs.add_parser("list", help="what is installed").set_defaults(verb="list")
+    listing = verbs.add_parser("list", help="what is installed")
+    _output(listing)
+    listing.set_defaults(verb="list")
     new = verbs.add_parser("new", help="write a new plugin with its test")
     new.add_argument("name")
     new.add_argument("directory", nargs="?", type=Path)
@@ -182,6 +184,7 @@ def _add_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     check = verbs.add_parser("check", help="does it keep the contract? With --options it also looks at the balancer once")
     check.add_argument("name")
     check.add_argument("--options", type=Path, metavar="FILE", help="YAML or JSON with the plugin's own keys")
+    check.add_argument("--pool", action="append", default=[], metavar="POOL", help="observe this pool; may be repeated (default: all)")
     check.set_defaults(verb="check")
 
     def run(arguments: argparse.Namespace) -> int:
@@ -189,11 +192,11 @@ def _add_plugin(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
         match arguments.verb:
             case "list":
-                return plugin.list_plugins(print)
+                return plugin.list_plugins(print, as_json=arguments.output == "json")
             case "new":
                 return plugin.new(arguments.name, arguments.directory, print)
             case _:
-                return plugin.check(arguments.name, arguments.options, print)
+                return plugin.check(arguments.name, arguments.options, print, pools=arguments.pool)
 
     command.set_defaults(run=run)
 

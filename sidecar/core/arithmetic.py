@@ -120,7 +120,7 @@ def arithmetic(
         for failure in Failure
     }
     late = Span(0.0, settle_s + (RELOAD_S if costly else 0.0))
-    back = _widest(_back(policy, pace, row, pace.ejected_s) for row in manners)
+    back = _widest(_back(policy, pace, row, late=False) for row in manners)
     held = [hold_down_s(repeat, policy.rules) + WAKE_S + WRITE_S for repeat in range(1, REPEATS + 1)]
     false = [false_ejections(policy, row, LOSS) for row in manners]
     n = len(learned)
@@ -131,7 +131,7 @@ def arithmetic(
         detect=detect,
         in_force={failure: span + late for failure, span in detect.items()},
         back=back,
-        back_late=_widest(_back(policy, pace, row, None) for row in manners),
+        back_late=_widest(_back(policy, pace, row, late=True) for row in manners),
         after_repeat=tuple(Span(back.least, max(back.most, each)) for each in held),
         false_per_day=max(false),
         false_per_day_of_service=sum(false) if n else 0.0,
@@ -218,12 +218,13 @@ def _run_s(count: int, each_s: float, pace: Pace) -> float:
 # ---- and back ----
 
 
-def _back(policy: ServicePolicy, pace: Pace, row: Sequence[Manner], gap_s: float | None) -> Span:
-    """From the end of the fault until the return is sent. `gap_s`: longest pause between probes of an ejected one; None = after long."""
+def _back(policy: ServicePolicy, pace: Pace, row: Sequence[Manner], *, late: bool) -> Span:
+    """From the end of the fault until the return is sent; `late`: after an outage so long that it is asked but seldom."""
     rise = policy.rules.rise
     spans = []
     for m in row:
-        pause_s = pace.ejected_long_s if gap_s is None else min(m.interval_s, gap_s)
+        # Not `ejected_s`, which may be shorter: the first question after the verdict was put at the calm pace.
+        pause_s = max(pace.ejected_long_s, m.interval_s) if late else m.interval_s
         # One that still hangs must end before the next may begin.
         first = max(pause_s * (1.0 + pace.jitter), m.timeout_s)
         spans.append(Span(_run_s(rise, 0.0, pace), first + _run_s(rise, m.slow_s, pace) + WRITE_S))

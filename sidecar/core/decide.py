@@ -40,6 +40,8 @@ from sidecar.core.world import UNBROKEN_S, InstanceState, ServiceState, World
 
 TELL_HOLD_AFTER_S = 0.4
 """A hold shorter than this (a witness being asked, a token coming in) is no news."""
+WITNESSES_TRIED = 16
+"""How many peers are looked at for one to ask; the rest speak at their ordinary pace. Bounds the work when everybody fails."""
 LEAVING_S = 10.0
 """How long a service that leaves our hands is left alone: by then the new configuration is in force."""
 CALM_WAKE_S, ALERT_WAKE_S = 1.0, 0.1
@@ -78,6 +80,7 @@ class _Turn:
         self.holds: list[Hold] = []
         self.events: list[Event] = []
         self.asks: dict[Target, Ask] = {}
+        self.testimony = guard.Testimony(world)
 
     # ---- one service ----
 
@@ -115,7 +118,9 @@ class _Turn:
             for override in state.overrides.values():
                 self._intend(Act.CLEAR, "outside", state.overruled, state, override=override)
         elif state.new_life:
-            self._intend(Act.FORGET, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)
+            is_undone = all(seen is None or seen.ours.serve is Serve.FULL for seen in map(self.world.seen, state.servers))
+            act = Act.FORGET if is_undone else Act.RETURN
+            self._intend(act, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)
         elif ejection is not None:
             if not ejection.enforced and ejection.returning:
                 self._intend(Act.FORGET, "sidecar", "observed only", state, ejection=ejection)
@@ -142,7 +147,7 @@ class _Turn:
         spent = 0.0
         for state, check in _accused(service, policy):
             strength = Strength.HARD
-            holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, spent=spent)
+            holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, self.testimony, spent=spent)
             if any(h.name is HoldName.NO_WITNESS for h in holds):
                 self._ask_witnesses(state, check)
             if holds:
@@ -158,7 +163,7 @@ class _Turn:
         enforced = self._enforced(state, policy, check.rule)
         repeat = _repeat(state, policy.rules, self.now)
         evidence = _evidence(state, check, strength)
-        seen_by = guard.witnesses(self.world, state.instance, check)
+        seen_by = self.testimony.of(state.instance, check)
         ejection = Ejection(
             state.instance,
             self.now,
@@ -182,7 +187,7 @@ class _Turn:
         """Ask up to three others the same question at once, those first that are not known to be bad."""
         since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
         asked = 0
-        for name in guard.witness_targets(self.world, state.instance, check):
+        for name in guard.witness_targets(self.world, state.instance, check, most=WITNESSES_TRIED):
             target = self.world.targets.get(name)
             if target is None or (target.newest is not Result.OK and target.newest_started >= since):
                 continue
@@ -220,6 +225,9 @@ class _Turn:
         """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""
         whole = guard.groups(self.world, service)[0]
         n = len(whole.counted)
+        if service.failing_open and len(whole.sound) >= policy.guards.panic_below * n:
+            sentence = f"{service.name}: {len(whole.sound)} of {n} are healthy and in rotation again; no longer failing open"
+            self.events.append(Event("panic_over", self.now, "sidecar", sentence, service.name))
         if not n or len(whole.sound) >= policy.guards.panic_below * n or self.world.freeze_of(service.name, self.now):
             return
         serving = [s for i, s in service.instances.items() if i in whole.counted - whole.used]

@@ -20,11 +20,14 @@ from sidecar.core.model import (
     Target,
     Verb,
 )
-from sidecar.core.policy import Guards, Mode, ServicePolicy
+from sidecar.core.policy import Guards, Mode, ProbePlan, ServicePolicy
 from sidecar.core.streak import Streak, risen
 from sidecar.core.world import InstanceState, ServiceState, World
 
 Key = Instance | ServerRef
+
+WITNESSES_NAMED = 8
+"""More are not needed, neither in a sentence nor to notice that all of them failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def is_out(state: InstanceState) -> bool:
 
 def is_orphan(state: InstanceState, seen: Seen) -> bool:
     """Out on our axis, but by no act of ours that we know of."""
-    return seen.ours.serve is Serve.NONE and state.ejection is None
+    return seen.ours.serve is not Serve.FULL and state.ejection is None
 
 
 def serves(world: World, state: InstanceState) -> bool:
@@ -199,6 +202,7 @@ def against_ejection(
     strength: Strength,
     among: list[Group],
     now: float,
+    testimony: Testimony,
     *,
     spent: float,
 ) -> list[Hold]:
@@ -210,39 +214,73 @@ def against_ejection(
             holds.append(hold)
             break
     holds += _velocity(service, state, strength, policy.guards, now, spent)
-    if not witnesses(world, state.instance, check):
+    if not testimony.of(state.instance, check):
         holds.append(Hold(HoldName.NO_WITNESS, "no other instance has given a good answer since its last counted failure", state.instance))
     return [_of(hold, service.name) for hold in holds]
 
 
-def witnesses(world: World, instance: Instance, check: Streak) -> tuple[Target, ...]:
-    """Other instances and reference targets whose newest answer is good and was asked after this one's last counted failure.
+class Testimony:
+    """Whose newest answer is good, looked up once for all who are accused in a turn."""
 
-    One that failed at the same time as this one has seen a common fault end. It testifies only once this one was asked again since
-    and failed still; else whoever is asked first after an outage would have the others ejected.
-    """
-    since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
-    states = [world.targets.get(name) for name in witness_targets(world, instance, check)]
-    return tuple(
-        t.target
-        for t in states
-        if t is not None
-        and t.newest is Result.OK
-        and t.newest_started >= since
-        and (t.failed_at < check.first_bad_at or check.last_bad_asked_at >= t.good_since)
-    )
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._good: dict[tuple[str, str], list[tuple[float, Instance | None, Target]]] = {}
+
+    def of(self, accused: Instance, check: Streak) -> tuple[Target, ...]:
+        """Up to WITNESSES_NAMED others whose newest answer to the same question is good and was asked after the last counted failure."""
+        since = check.verdict_at if check.verdict_at is not None else check.last_bad_at
+        found: list[Target] = []
+        for started, instance, target in self._speakers(accused.service, _spec_of(self._world, accused, check)):
+            if started < since or len(found) == WITNESSES_NAMED:
+                break
+            if instance != accused and self._may_testify(target, check):
+                found.append(target)
+        return tuple(found)
+
+    def _may_testify(self, name: Target, check: Streak) -> bool:
+        """One that failed at the same time as the accused has seen a common fault end.
+
+        It testifies only once the accused was asked again since and failed still; else whoever is asked first after an outage would
+        have the others ejected.
+        """
+        target = self._world.targets[name]
+        return target.failed_at < check.first_bad_at or check.last_bad_asked_at >= target.good_since
+
+    def _speakers(self, service: str, spec: str) -> list[tuple[float, Instance | None, Target]]:
+        """Latest first: when it was asked, who (None = a reference), and the target."""
+        if (known := self._good.get((service, spec))) is not None:
+            return known
+        policy = self._world.policy.services[service]
+        plan = next(p for p in policy.probes if p.key == spec)
+        names: list[tuple[Instance | None, Target]] = [
+            (s.instance, _target_of(s.instance, plan)) for s in self._world.services[service].instances.values() if not is_out(s)
+        ]
+        names += [(None, Target(*reference)) for reference in policy.references]
+        good = [
+            (target.newest_started, instance, name)
+            for instance, name in names
+            if (target := self._world.targets.get(name)) is not None and target.newest is Result.OK
+        ]
+        self._good[(service, spec)] = sorted(good, key=lambda row: (-row[0], row[2]))
+        return self._good[(service, spec)]
 
 
-def witness_targets(world: World, instance: Instance, check: Streak) -> list[Target]:
-    """Whom to ask about an instance that fails: peers that are not out, the same question; then the reference targets."""
-    state, policy = world.services[instance.service].instances[instance], world.policy.services[instance.service]
-    spec = next(key for key, c in state.checks.items() if c is check)
+def witness_targets(world: World, instance: Instance, check: Streak, *, most: int) -> list[Target]:
+    """Whom to ask about an instance that fails: at most so many peers that are not out, the same question; then the reference targets."""
+    policy = world.policy.services[instance.service]
+    spec = _spec_of(world, instance, check)
     plan = next(p for p in policy.probes if p.key == spec)
-    names = []
-    for peer in pace.peers(world, instance):
-        if not is_out(peer):
-            names.append(Target(peer.instance.address if plan.port is None else peer.instance.address._replace(port=plan.port), spec))
+    names = [_target_of(peer.instance, plan) for peer in pace.peers(world, instance, most) if not is_out(peer)]
     return [*names, *(Target(*reference) for reference in policy.references)]
+
+
+def _spec_of(world: World, instance: Instance, check: Streak) -> str:
+    checks = world.services[instance.service].instances[instance].checks
+    return next(key for key, c in checks.items() if c is check)
+
+
+def _target_of(instance: Instance, plan: ProbePlan) -> Target:
+    return Target(instance.address if plan.port is None else instance.address._replace(port=plan.port), plan.key)
 
 
 def _we_ourselves(world: World, service: ServiceState, state: InstanceState, now: float) -> list[Hold]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 from zlib import crc32
 
 from sidecar.core.model import Ask, Instance, Target
@@ -89,7 +90,9 @@ def _share(target: Target, turn: int) -> float:
     return crc32(f"{target}#{turn}".encode()) / 0xFFFFFFFF
 
 
-def peers(world: World, instance: Instance) -> list[InstanceState]:
-    """Other instances of the service, in an order of this instance's own, so that not all ask the same three."""
-    others = [s for s in world.services[instance.service].instances.values() if s.instance != instance]
-    return sorted(others, key=lambda s: crc32(f"{instance}>{s.instance}".encode()))
+def peers(world: World, instance: Instance, most: int) -> list[InstanceState]:
+    """At most so many others of the service, from a place of this instance's own on, so that not all ask the same three."""
+    states = world.services[instance.service].instances
+    start = crc32(str(instance).encode()) % len(states)
+    others = (s for s in chain(islice(states.values(), start, None), islice(states.values(), start)) if s.instance != instance)
+    return list(islice(others, most))

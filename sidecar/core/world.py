@@ -148,7 +148,7 @@ class Sent:
 
 @dataclass(slots=True)
 class BalancerState:
-    """The last picture of one balancer, and what we sent it."""
+    """The last picture of one balancer, and what we sent it. `told`: the failure to tell it anything that was told last."""
 
     name: str
     seen: dict[Ref, Seen] = field(default_factory=dict)
@@ -156,6 +156,7 @@ class BalancerState:
     seen_at: float = float("-inf")
     error: str = ""
     error_at: float = 0.0
+    told: str = ""
     sent: dict[Ref, Sent] = field(default_factory=dict)
     said: dict[Ref, Operator] = field(default_factory=dict)
     said_pending: dict[Ref, Operator] = field(default_factory=dict)
@@ -301,12 +302,20 @@ class World:
             service = self.services[instance.service]
             state = service.instances[instance]
             check = state.checks[outcome.target.spec]
-            before = check.answers
-            streaks.step(check, outcome, self.policy.services[instance.service].rules)
-            if service.alert or service.cold or outcome.result is Result.FAIL or (before == 0 and check.answers):
+            rules = self.policy.services[instance.service].rules
+            before = (check.bad_run > 0, check.failed, check.answers > 0)
+            streaks.step(check, outcome, rules)
+            is_turn = before != (check.bad_run > 0, check.failed, check.answers > 0) or check.good_run in (rules.rise, 2 * rules.rise)
+            if is_turn or service.cold or self._testifies(service, target, outcome):
                 eventful.append(instance.service)
-                service.alert = service.alert or outcome.result is Result.FAIL
+            service.alert = service.alert or outcome.result is Result.FAIL
         return tuple(eventful)
+
+    def _testifies(self, service: ServiceState, target: TargetState, outcome: Outcome) -> bool:
+        """Somebody waits for a witness and this one speaks, or one who has testified fails too."""
+        if outcome.result is Result.OK:
+            return HoldName.NO_WITNESS in service.held_last and outcome.started >= service.held_last[HoldName.NO_WITNESS] - UNBROKEN_S
+        return target.bad_run == 2  # what `decide` takes for a witness lost
 
     def _nudged(self, fact: Nudged) -> tuple[str, ...]:
         target = self.targets.get(fact.target)
@@ -558,7 +567,7 @@ class World:
             ejection = self.adopted.get(instance)
             if ejection is None or (server.balancer, server.ref.pool) not in policy.pools:
                 continue
-            if seen.ours.serve is Serve.NONE:
+            if seen.ours.serve is not Serve.FULL:
                 del self.adopted[instance]
                 self._join(self.services[name], instance, "", at)
                 state = self.services[name].instances[instance]
@@ -575,7 +584,7 @@ class World:
             for check in state.checks.values():
                 streaks.clear(check)
             state.probation_at, state.repeat = None, 0
-            state.new_life = state.ejection is not None and seen.ours.serve is Serve.FULL
+            state.new_life = state.ejection is not None and seen.ours.serve is not Serve.NONE
 
     def _compare_said(self, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None) -> bool:
         """Keep track of which word on the operator's axis is ours: written by us, and still shown. True if this change was our doing."""
@@ -636,9 +645,11 @@ class World:
             case Act.EJECT:
                 self._ejected(state, intent, at)
             case Act.RETURN if state.ejection is not None:
-                state.ejection = replace(state.ejection, returning=True)
+                state.ejection, state.new_life = replace(state.ejection, returning=True), False
                 state.probation_at = state.returned_at = at
                 self._spend_flap(state, at)
+                if intent.by == "rule:panic":
+                    self.services[state.instance.service].failing_open = True
                 for check in state.checks.values():
                     check.window.clear()
                     check.verdict_at, check.rule = None, ""
@@ -699,7 +710,9 @@ class World:
             for change in fact.changes:
                 if (sent := balancer.sent.get(change.ref)) is not None:
                     sent.refused, sent.at, sent.retries = fact.error, fact.at, sent.retries + 1
-            self._tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
+            if balancer.told != fact.error:
+                self._tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
+        balancer.told = fact.error
         return tuple(n for n, p in self.policy.services.items() if any(b == fact.balancer for b, _ in p.pools))
 
     # ---- ourselves ----
@@ -778,6 +791,8 @@ class World:
 
     def _settle_judgements(self, decision: Decision) -> None:
         for event in decision.events:
+            if event.kind == "panic_over":
+                self.services[event.service].failing_open = False
             state = self.state_of(event.instance) if event.instance else None
             if state is not None and event.kind in Judgement.__members__.values():
                 state.told, state.told_at, state.reason = Judgement(event.kind), decision.at, event.sentence

@@ -59,7 +59,8 @@ class Api:
 
     async def metrics(self, asked: Asked) -> web.Response:
         asked.caller.require(May.READ, None)
-        return web.Response(body=self.desk.metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        body, content_type = await self.desk.metrics(asked.request.headers.get("Accept"))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     # ---- health ----
 

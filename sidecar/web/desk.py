@@ -55,8 +55,8 @@ class Desk(Protocol):
 
     def self_health(self) -> SelfHealth: ...
 
-    def metrics_text(self) -> bytes:
-        """Prometheus text format 0.0.4."""
+    async def metrics(self, accept: str | None) -> tuple[bytes, str]:
+        """All numbers, in the format that an Accept header asks for, and its Content-Type."""
 
     async def command(self, command: Commanded) -> str | Hold:
         """Obey an authorised command: one sentence once it is journaled, or the hold that refuses it."""

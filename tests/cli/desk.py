@@ -93,8 +93,8 @@ class Desk:
             "notes": [],
         }
 
-    def metrics_text(self) -> bytes:
-        return b""
+    async def metrics(self, accept: str | None) -> tuple[bytes, str]:
+        return b"", "text/plain"
 
     async def command(self, command: Commanded) -> str | Hold:
         if (hold := guard.against_command(self.world, command, self.now())) is not None:

@@ -502,6 +502,40 @@ def test_observed_ejection_becomes_real_when_the_mode_does() -> None:
     assert [e.enforced for e in lab.told("ejected")] == [False, True]
 
 
+def test_failing_open_is_shown_and_ends() -> None:
+    lab = warm(4)
+    for i in (1, 2):
+        lab.answer(i, refused())
+    lab.run(20.0)
+    for i in (3, 4):
+        lab.answer(i, refused())
+    lab.run(20.0)
+    assert lab.world.services["shop"].failing_open
+
+    for i in (1, 2, 3, 4):
+        lab.answer(i, good())
+    lab.run(5.0)
+
+    assert not lab.world.services["shop"].failing_open
+    assert len(lab.told("panic_over")) == 1
+
+
+def test_new_life_after_maintenance_undoes_what_is_half_undone() -> None:
+    """HAProxy's own check stays off after his maint and ready: DRAIN on our axis, which only we can undo."""
+    lab = warm(4)
+    lab.answer(1, refused())
+    lab.run(5.0)
+    lab.set_seen(1, operator=Operator.MAINTENANCE)
+    lab.run(2.0)
+    lab.set_seen(1, operator=Operator.READY, ours=Setting(Serve.DRAIN), serving=True)
+    lab.answer(1, good())
+
+    lab.run(2.0)
+
+    assert lab.seen(1).ours.serve is Serve.FULL
+    assert lab.instance(1).ejection is None
+
+
 def test_given_back_when_it_leaves_our_hands() -> None:
     lab = warm(4)
     lab.answer(1, refused())

@@ -128,11 +128,11 @@ class LabDesk:
             notes=[],
         )
 
-    def metrics_text(self) -> bytes:
+    async def metrics(self, accept: str | None) -> tuple[bytes, str]:
         lines = ["# TYPE lbsidecar_probes_total counter"]
         for name in self.policy.services:
             lines.append(f'lbsidecar_probes_total{{service="{name}"}} {self.latencies.totals(name, "probe").count}')
-        return ("\n".join(lines) + "\n").encode()
+        return ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4; charset=utf-8"
 
     async def command(self, command: Commanded) -> str | Hold:
         self.commands.append(command)
