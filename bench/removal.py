@@ -276,6 +276,7 @@ def main() -> int:
     chosen = [c for c in known if not asked.only or c.name in asked.only]
     if asked.runs < 1 or not chosen or len(chosen) < len(set(asked.only or ())):
         parser.error(f"--runs is at least 1, and the cells of this machine are: {' '.join(c.name for c in known)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     print(f"removal: {asked.runs} runs of each fault, seed {asked.seed}\n{HEADER}", flush=True)
     chance = random.Random(asked.seed)
     results: dict[str, list[Run]] = {}

@@ -87,4 +87,4 @@ def test_only_this_masters_new_emergencies_count(tmp_path: Path) -> None:
     assert "bind() to" in (logs.emergency(77) or "")
     log.rename(tmp_path / "error.log.1")
     log.write_text("[emerg] 77#77: after rotation\n")
-    assert logs.emergency(77) == "[emerg] 77#77: after rotation"
+    assert logs.emergency(77) == "[emerg] after rotation"
