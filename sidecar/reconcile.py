@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from lbplugins.values import Change, Ref
+from sidecar.core.measure import measure
 from sidecar.core.model import (
     Act,
     Ask,
@@ -20,8 +21,6 @@ from sidecar.core.model import (
     Hold,
     Intent,
     Journaled,
-    Probed,
-    Result,
     Resumed,
     Tick,
 )
@@ -134,7 +133,7 @@ class Reconciler:
             self._recorder.batch(now, facts, decision)
         for ask in asks:
             self._prober.ask(ask)
-        self._measure(facts, now)
+        measure(self._latencies, self.world, facts, now)
         self._on_facts(facts)
         if self._waiting and any(isinstance(fact, Journaled) for fact in facts):
             waiting, self._waiting = self._waiting, []
@@ -197,18 +196,6 @@ class Reconciler:
             self.journal_fault = str(failure)
 
     # ---- beside the way ----
-
-    def _measure(self, facts: Sequence[Fact], now: float) -> None:
-        for fact in facts:
-            if not isinstance(fact, Probed):
-                continue
-            outcome = fact.outcome
-            target = self.world.targets.get(outcome.target)
-            for instance in target.users if target is not None else ():
-                if outcome.result is Result.OK:
-                    self._latencies.add(instance, "probe", outcome.seconds, now)
-                elif outcome.result is Result.FAIL:
-                    self._latencies.fail(instance, "probe", now)
 
     def notes_of(self, balancer: str) -> dict[Ref, str]:
         """The last journaled note of each server of this balancer."""

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     command = _add(subparsers, "explain", explain, "why an instance is as it is, who did it, and what happens next")
     command.add_argument("instance", metavar="INSTANCE", help=_INSTANCE)
     command.add_argument("--at", metavar="T", help="as it was then: 14:05, 2026-03-01T14:05:00Z, or an age as 2h")
+    command.add_argument("--state", type=Path, metavar="DIR", help="without a daemon: from the facts recorded in this state folder")
 
     command = _add(subparsers, "history", history, "the decision log, newest last")
     command.add_argument("what", nargs="?", metavar="SERVICE[/NAME]", help="of this service or instance alone")
@@ -214,6 +216,11 @@ async def explain(args: argparse.Namespace, out: Output) -> int:
     from sidecar.cli.show import story
     from sidecar.web import models
 
+    if args.state is not None:
+        from sidecar.cli import offline
+
+        then = moment(args.at, "--at", datetime.now(UTC), ahead=False) if args.at else None
+        return offline.explain(args.state, args.instance, None if then is None else _end_of_its_grain(then), out)
     async with Daemon.found(args.api) as daemon:
         found, _ = await _services(daemon)
         meant = find(found, args.instance)
