@@ -68,6 +68,10 @@ class Agent:
         self._all_gone = asyncio.Event()
         self._server: asyncio.Server | None = None
 
+    @property
+    def is_listening(self) -> bool:
+        return self._server is not None
+
     async def listen(self) -> None:
         """BalancerError when the address cannot be had. Safe twice."""
         if self._server is not None:

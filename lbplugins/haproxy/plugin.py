@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 from pydantic import BaseModel
 
 from lbplugins.api import Balancer, BalancerError
-from lbplugins.haproxy import axis, wire
+from lbplugins.haproxy import axis, rights, wire
 from lbplugins.haproxy.agent import Agent
 from lbplugins.haproxy.axis import Lever, Order, Reading
 from lbplugins.haproxy.options import HAProxyOptions
@@ -71,6 +71,22 @@ class HAProxy(Balancer):
         """Every backend that has servers, in any process."""
         answers = _of_any(await asyncio.gather(*(process.pools() for process in self._processes), return_exceptions=True))
         return frozenset(pool for pools in answers if pools is not None for pool in pools)
+
+    async def rights(self) -> Sequence[str]:
+        """Sockets that are closed to us or of too low a level, and addresses at which we cannot listen; needs no `open`."""
+        return await rights.lacking(self._options, [self._try_agent, self._try_traffic])
+
+    async def _try_agent(self) -> None:
+        if self._options.agent is not None and (self._agent is None or not self._agent.is_listening):
+            agent = Agent(self._options.agent)  # it holds no word, so whoever asks it now is left as he is
+            await agent.listen()
+            await agent.close()
+
+    async def _try_traffic(self) -> None:
+        if self._options.traffic is not None and (self._traffic is None or not self._traffic.is_listening):
+            traffic = Traffic(self._options.traffic)
+            await traffic.listen()
+            await traffic.close()
 
     def lock_path(self) -> str:
         return self._options.socket[0] + ".lb-sidecar.lock"

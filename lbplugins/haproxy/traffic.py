@@ -86,6 +86,10 @@ class Traffic(asyncio.DatagramProtocol):
         self.dropped = 0
         self.strange = 0
 
+    @property
+    def is_listening(self) -> bool:
+        return self._transport is not None
+
     async def listen(self) -> None:
         """BalancerError when the address cannot be had. Safe twice."""
         if self._transport is not None:

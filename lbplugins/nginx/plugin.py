@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 from pydantic import BaseModel
 
 from lbplugins.api import Balancer, BalancerError
-from lbplugins.nginx import files, layout, process
+from lbplugins.nginx import files, layout, process, rights
 from lbplugins.nginx.options import NginxOptions
 from lbplugins.nginx.picture import Pool
 from lbplugins.nginx.plan import Plan, bytes_of, in_order, pictured, text_of
@@ -56,6 +56,10 @@ class Nginx(Balancer):
     async def pools(self) -> frozenset[str]:
         """The upstreams that include a file of `servers_dir`."""
         return frozenset((await asyncio.to_thread(self._scan)).upstreams)
+
+    async def rights(self) -> Sequence[str]:
+        """Files closed to us, and a test or reload that we may not run; needs no `open`."""
+        return await asyncio.to_thread(rights.lacking, self._with, self._scan, self._master, self._test)
 
     def lock_path(self) -> str | None:
         return str(self._with.servers_dir / ".lb-sidecar.lock")
