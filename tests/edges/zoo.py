@@ -34,7 +34,8 @@ def listener(host: str = "127.0.0.1", backlog: int | None = 64) -> socket.socket
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(500):
         sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if backlog is not None:  # two that do not listen would share a port with it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, random.randint(FIRST_PORT, LAST_PORT)))
             if backlog is not None:
