@@ -23,7 +23,21 @@ from sidecar.config import compose
 from sidecar.config.load import Loaded, load
 from sidecar.config.models import ANY, BalancerOptions, Config
 from sidecar.config.plugins import plugin_class
-from sidecar.core.model import Ask, Commanded, Configured, Decision, Event, Fact, Instance, Learned, SelfChecked, Target, Verb
+from sidecar.core.model import (
+    Ask,
+    Commanded,
+    Configured,
+    Decision,
+    Event,
+    Fact,
+    Instance,
+    Learned,
+    Probed,
+    Reason,
+    SelfChecked,
+    Target,
+    Verb,
+)
 from sidecar.core.policy import Mode, Policy, ServicePolicy
 from sidecar.core.samples import Own, Sample, Tallies, each_sample
 from sidecar.core.window import Latencies
@@ -49,6 +63,8 @@ SELF_CHECK_S = 0.25
 LEARNED_EVERY_S = 30.0
 POOLS_EVERY_S = 5.0
 RESERVED_DESCRIPTORS = 32
+NETWORK_AWAY_S = 1.0
+"""A probe that our own network refused says so for this long."""
 STOP_WITHIN_S = 5.0
 ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
@@ -75,6 +91,7 @@ class App:
         self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
         self._worst_lag = 0.0
+        self._no_network = (float("-inf"), "")
         self._process = psutil.Process()
         self._own: Own | None = None
 
@@ -285,9 +302,11 @@ class App:
             if fault:
                 self.reconciler.try_journal()
             standby = {n: d.standby for n, d in self.drivers.items() if d.standby and self._writes(n)}
-            self.reconciler.deliver(
-                (SelfChecked(clock.monotonic(), self._worst_lag, descriptors=_descriptors(self._process), journal=fault, standby=standby),)
-            )
+            now = clock.monotonic()
+            since, why = self._no_network
+            network = f"our own network is not there ({why})" if now - since < NETWORK_AWAY_S else ""
+            descriptors = _descriptors(self._process)
+            self.reconciler.deliver((SelfChecked(now, self._worst_lag, network, descriptors, fault, standby),))
             self._tell_members()
             for target in self.engine.targets() - self.reconciler.world.targets.keys():
                 self.engine.forget(target)
@@ -344,6 +363,8 @@ class App:
 
     def _took(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
+            if isinstance(fact, Probed) and fact.outcome.reason is Reason.OWN_NETWORK:
+                self._no_network = (fact.outcome.ended, fact.outcome.detail)
             self.tallies.count(fact, self.reconciler.world)
 
     def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
