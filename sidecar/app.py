@@ -91,7 +91,7 @@ class App:
         self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
         self._worst_lag = 0.0
-        self._no_network = (float("-inf"), "")
+        self._no_network, self._reached_at = (float("-inf"), ""), float("-inf")
         self._process = psutil.Process()
         self._own: Own | None = None
 
@@ -304,7 +304,9 @@ class App:
             standby = {n: d.standby for n, d in self.drivers.items() if d.standby and self._writes(n)}
             now = clock.monotonic()
             since, why = self._no_network
-            network = f"our own network is not there ({why})" if now - since < NETWORK_AWAY_S else ""
+            # one address without a route is its own trouble; only when nobody at all can be reached it is ours
+            is_cut_off = now - since < NETWORK_AWAY_S < since - self._reached_at
+            network = f"our own network is not there ({why})" if is_cut_off else ""
             descriptors = _descriptors(self._process)
             self.reconciler.deliver((SelfChecked(now, self._worst_lag, network, descriptors, fault, standby),))
             self._tell_members()
@@ -365,6 +367,8 @@ class App:
         for fact in facts:
             if isinstance(fact, Probed) and fact.outcome.reason is Reason.OWN_NETWORK:
                 self._no_network = (fact.outcome.ended, fact.outcome.detail)
+            elif isinstance(fact, Probed) and fact.outcome.result is not Result.UNKNOWN:
+                self._reached_at = fact.outcome.ended
             self.tallies.count(fact, self.reconciler.world)
 
     def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
