@@ -34,6 +34,7 @@ from sidecar.core.model import (
     Learned,
     Probed,
     Reason,
+    Result,
     SelfChecked,
     Target,
     Verb,
@@ -65,9 +66,10 @@ POOLS_EVERY_S = 5.0
 RESERVED_DESCRIPTORS = 32
 NETWORK_AWAY_S = 1.0
 """A probe that our own network refused says so for this long."""
-STOP_WITHIN_S = 5.0
+STOP_WITHIN_S = 3.0
 ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
+LOCK_PATH_WITHIN_S = 5.0
 
 
 class StartError(Exception):
@@ -85,6 +87,10 @@ class App:
         self.tallies = Tallies()
         self.started_at = 0.0
         self.drivers: dict[str, Driver] = {}
+        self.has_state = False
+        """Is the state folder ours? Until then a start may wait for ever."""
+        self._leaving: set[Driver] = set()
+        self._reloading = asyncio.Lock()
         self._options: dict[str, BalancerOptions] = {}
         self._pools_known: dict[str, frozenset[str]] = {}
         self._tasks = Supervisor()
@@ -106,6 +112,7 @@ class App:
         self.state = folder.path
         self.lease = lease.LeaseFile(self.state, clock.boot_id())
         self._state_lock = await self._lock_state()
+        self.has_state = True
         self._intents = await asyncio.to_thread(Intents.open, self.state, boottime=clock.boottime, boot_id=clock.boot_id(), wall=clock.wall)
         for problem in self._intents.problems:
             log.warning("%s", problem)
@@ -133,10 +140,16 @@ class App:
         self._tasks.start("lease", self._renew_lease)
         self._tasks.start("learned", self._save_learned)
         self._tasks.start("pools", self._follow_pools)
+        self._publish()
+        log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, folder.origin)
+
+    def _publish(self) -> None:
+        """Receivers as the configuration has them now."""
+        for task in [t for t in self._tasks.names() if t.startswith("publish-")]:
+            self._tasks.stop(task)
         self._publishers = publishers(self.config.publish, self._samples, self.decisions)
         for publisher in self._publishers:
             self._tasks.start(f"publish-{publisher.name}", publisher.run)
-        log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, folder.origin)
 
     def _begin(self) -> None:
         stored = self._intents.replayed
@@ -160,12 +173,13 @@ class App:
                 await self.web.close()
                 await self.engine.aclose()
                 self.reconciler.close()
-                for driver in self.drivers.values():
-                    await driver.aclose()
+                await asyncio.gather(*(driver.aclose() for driver in [*self.drivers.values(), *self._leaving]))
+        self.reconciler.close()
         self._lag.stop()
         await asyncio.to_thread(self._last_words)
 
     def _last_words(self) -> None:
+        self.reconciler.finish()
         self._save(self._learned())
         self._recorder.close()
         self._intents.close()
@@ -226,36 +240,54 @@ class App:
     def _drop_driver(self, name: str) -> None:
         self._tasks.stop(f"balancer-{name}")
         driver = self.drivers.pop(name)
-        self._tasks.start(f"closing-{name}", driver.aclose)
+        self._leaving.add(driver)
+        self._tasks.start(f"closing-{name}-{id(driver)}", partial(self._close, driver))
+
+    async def _close(self, driver: Driver) -> None:
+        await driver.aclose()
+        self._leaving.discard(driver)
 
     async def reload(self, actor: str) -> list[str]:
-        """Take the file as it is now, or keep the old one and say every problem."""
-        fresh = await asyncio.to_thread(load, self.loaded.path)
-        if fresh.config is None or fresh.errors:
-            problems = [str(p) for p in fresh.errors]
-            self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
-            return problems
-        try:
-            config = compose.observing(fresh.config) if self.observe else fresh.config
-            for token in config.api.tokens.values():
-                token.secret.read()
-            self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
-        except (ValueError, SecretError) as error:
-            self._tell("config", f"reload refused, the old configuration goes on: {error}")
-            return [str(error)]
-        await self._let_go(config)
-        self.loaded, self.config = fresh, config
+        """Take the file as it is now, or keep the old one and say every problem. One at a time: the last word is the newest file's."""
+        async with self._reloading:
+            fresh = await asyncio.to_thread(load, self.loaded.path)
+            if fresh.config is None or fresh.errors:
+                problems = [str(p) for p in fresh.errors]
+                self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
+                return problems
+            try:
+                config = compose.observing(fresh.config) if self.observe else fresh.config
+                for token in config.api.tokens.values():
+                    token.secret.read()
+                self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
+            except (ValueError, SecretError) as error:
+                self._tell("config", f"reload refused, the old configuration goes on: {error}")
+                return [str(error)]
+            await self._take(fresh, config, actor)
+        return []
+
+    async def _take(self, fresh: Loaded, config: Config, actor: str) -> None:
+        await self._let_go(self._expanded(config))
+        before, self.loaded, self.config = self.config, fresh, config
         for line in self.web.renew(config.api):
             log.warning("%s", line)
+        if config.state != before.state:
+            log.warning("state is changed; it takes effect at the next start")
+        if config.log.format != before.log.format:
+            log.warning("log.format is changed; it takes effect at the next start")
+        logging.getLogger("sidecar").setLevel(config.log.level.upper())
+        if config.publish != before.publish:
+            self._publish()
         self._expand()
         self._configure(f"reloaded by {actor}")
-        return []
 
     async def _let_go(self, config: Config) -> None:
         """Give back what we have out in services that the new configuration takes out of our hands, while we still know how."""
         traits = {name: plugin_class(b.plugin).traits for name, b in config.balancers.items()}
         coming = compose.policy(config, traits)
-        leaving = [name for name, old in self.reconciler.world.policy.services.items() if _leaves(old, coming.services.get(name), coming)]
+        moved = await self._moved(config)
+        old_services = self.reconciler.world.policy.services
+        leaving = [name for name, old in old_services.items() if _leaves(old, coming.services.get(name), coming, moved)]
         reason = "the new configuration takes it out of our hands"
         facts = [Commanded(Verb.GIVE_BACK, "sidecar", clock.monotonic(), name, reason=reason) for name in leaving]
         self.reconciler.deliver(facts)
@@ -266,6 +298,13 @@ class App:
             if self._is_out([name]):
                 self._tell("config", f"{name}: what we have out could not be given back in time; see `lb-sidecar release`")
 
+    async def _moved(self, config: Config) -> frozenset[str]:
+        """Balancers whose name will stand for another one: what is out on the old must not stay there without us."""
+        changed = [name for name in self.drivers if name in config.balancers and config.balancers[name] != self._options[name]]
+        return frozenset(
+            [name for name in changed if await _lock_of(name, self._options[name]) != await _lock_of(name, config.balancers[name])]
+        )
+
     def _is_out(self, names: Sequence[str]) -> bool:
         services = [self.reconciler.world.services[n] for n in names if n in self.reconciler.world.services]
         return any(s.ejection is not None and s.ejection.enforced for service in services for s in service.instances.values())
@@ -275,11 +314,15 @@ class App:
         self._follow_config()
         self._tell("config", f"configuration {word} from {self.loaded.path}, hash {self.loaded.hash}")
 
-    def _expand(self) -> bool:
-        before = len(self.config.services)
+    def _expanded(self, config: Config) -> Config:
+        """With a service for each pool that none names, as far as the balancers have told their pools."""
         for name, pools in self._pools_known.items():
-            self.config = compose.expand(self.config, name, pools)
-        return len(self.config.services) != before
+            config = compose.expand(config, name, pools)
+        return config
+
+    def _expand(self) -> bool:
+        before, self.config = self.config, self._expanded(self.config)
+        return len(self.config.services) != len(before.services)
 
     async def _follow_pools(self) -> None:
         """For the service `*`: which pools the balancers have."""
@@ -429,7 +472,8 @@ class App:
     def notes(self) -> list[str]:
         """What a person should know about this sidecar itself."""
         found = [f"{name} failed and was started again: {why}" for name, why in self._tasks.faults.items()]
-        found += [f"{name}: {driver.warning}" for name, driver in self.drivers.items() if driver.warning]
+        for name, driver in self.drivers.items():
+            found += [f"{name}: {word}" for word in (driver.warning, driver.host.feed_fault) if word]
         return [*found, *(fault for fault in (self._recorder.fault, self.decisions.problem) if fault)]
 
 
@@ -440,9 +484,20 @@ class _Nobody:
         raise AssertionError("nothing is asked before the engine is there")
 
 
-def _leaves(old: ServicePolicy, new: ServicePolicy | None, policy: Policy) -> bool:
-    """Could we no longer undo under the new policy what we did under the old one?"""
-    if new is None or not set(old.pools) <= set(new.pools):
+async def _lock_of(name: str, options: BalancerOptions) -> tuple[str, str | None]:
+    """Which balancer these options mean: its plugin, and where its one-writer lock is."""
+    host = Host(name, partial(plugin_class(options.plugin), options.options))
+    try:
+        return options.plugin, await host.writer_lock(LOCK_PATH_WITHIN_S)
+    except BalancerError:
+        return options.plugin, None
+    finally:
+        await host.aclose()
+
+
+def _leaves(old: ServicePolicy, new: ServicePolicy | None, policy: Policy, moved: frozenset[str]) -> bool:
+    """Could we no longer undo under the new policy what we did under the old one? `moved`: balancers that will be others."""
+    if new is None or not set(old.pools) <= set(new.pools) or any(balancer in moved for balancer, _ in old.pools):
         return True
     acts = {balancer for balancer, _ in new.pools if policy.balancers[balancer].mode is Mode.ACT}
     return new.mode is Mode.OBSERVE or any(balancer not in acts for balancer, _ in old.pools)

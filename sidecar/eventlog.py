@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import queue
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Literal
 
 from sidecar.core.model import Event
 
 WAITING = 10_000
+CLOSE_S = 1.0
 _LEVELS = {"suspect": logging.DEBUG, "healthy": logging.INFO, "unknown": logging.DEBUG, "probation": logging.DEBUG}
 _WARNINGS = frozenset({"ejected", "pool_event", "held", "balancer", "drift", "self", "refused", "discovery"})
 
@@ -52,12 +55,13 @@ class EventLog:
     """Owns the log's thread. `close` writes what waits."""
 
     def __init__(self, level: str, form: Literal["text", "json"]) -> None:
-        waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
+        waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(WAITING)
         self._handler = _Dropping(waiting)
         stream = logging.StreamHandler(sys.stderr)
         stream.setFormatter(_Json() if form == "json" else _Text())
-        self._listener = logging.handlers.QueueListener(waiting, stream)
-        self._listener.start()
+        self._waiting = waiting
+        self._thread = threading.Thread(target=_write, args=(waiting, stream), name="log", daemon=True)
+        self._thread.start()
         root = logging.getLogger()
         root.handlers = [self._handler]
         root.setLevel(logging.WARNING)
@@ -76,10 +80,17 @@ class EventLog:
         log.log(level, "%s", f"[{event.kind}] {event.sentence} ({event.by})", extra={"fields": fields})
 
     def close(self) -> None:
-        """Safe twice."""
-        if self._listener._thread is not None:
-            self._listener.stop()
+        """For CLOSE_S at most: who reads our log may stand still. Safe twice."""
         logging.getLogger().handlers = []
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S / 2)
+        self._thread.join(CLOSE_S / 2)
+
+
+def _write(waiting: queue.Queue[logging.LogRecord | None], stream: logging.Handler) -> None:
+    """The log's thread: the only one that waits for the reader."""
+    while (record := waiting.get()) is not None:
+        stream.handle(record)
 
 
 def _one_line(text: str) -> str:

@@ -6,6 +6,8 @@ Owns the World. Synchronous between facts and effects: nothing here waits for a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,8 @@ from sidecar.core.world import World
 from sidecar.journal.codec import encode
 from sidecar.journal.intents import JournalError
 from sidecar.journal.recorder import Recorder
+
+log = logging.getLogger("sidecar.reconcile")
 
 PAUSED_S = 2.0
 """A gap between two turns longer than this means that we did not run; the self-check alone makes four a second."""
@@ -107,10 +111,13 @@ class Reconciler:
         self._prober = prober
 
     def close(self) -> None:
-        """Decide nothing more; what is being written down is finished first."""
+        """Decide nothing more."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+    def finish(self) -> None:
+        """Wait, after `close`, until what is being written down is on disk. Blocks; use a thread."""
         self._pen.shutdown(wait=True)
 
     # ---- one turn ----
@@ -180,8 +187,12 @@ class Reconciler:
             self._journal.append(intents)
         except JournalError as failure:
             error = str(failure)
+        except Exception as failure:  # whatever it was, these intents wait for a word, and are not on disk
+            log.exception("the intents journal failed")
+            error = f"{type(failure).__name__}: {failure}"
         self.journal_fault = error
-        self._loop.call_soon_threadsafe(self.deliver, (Journaled(intents, self._loop.time(), error),))
+        with contextlib.suppress(RuntimeError):  # our loop is gone: the next start reads it from the disk
+            self._loop.call_soon_threadsafe(self.deliver, (Journaled(intents, self._loop.time(), error),))
 
     def try_journal(self) -> None:
         """After a failure: see in the background whether the journal can be written again."""

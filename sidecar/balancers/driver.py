@@ -11,7 +11,7 @@ from lbplugins.api import BalancerError
 from lbplugins.values import Axis, Change, Pools, Ref
 from sidecar.balancers.host import Host
 from sidecar.core.model import Applied, Fact, Pictured
-from sidecar.core.policy import BalancerPolicy
+from sidecar.core.policy import BalancerPolicy, Mode
 from sidecar.store.lock import Busy, Held, acquire
 
 OBSERVE_WITHIN_S, APPLY_WITHIN_S = 5.0, 20.0
@@ -69,7 +69,7 @@ class Driver:
         loop = asyncio.get_running_loop()
         look_at = loop.time()
         while True:
-            self.take_lock()
+            await self._take_lock()
             if self._pending and loop.time() >= self._may_apply_at():
                 await self._apply()
                 look_at = loop.time()
@@ -87,18 +87,31 @@ class Driver:
                     await self._wake.wait()
 
     async def aclose(self) -> None:
-        """Let go of the balancer and of the lock."""
-        await self.host.aclose()
+        """Let go of the balancer and of the lock. Safe twice."""
+        try:
+            await self.host.aclose()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
-    def take_lock(self) -> None:
-        """Become the one writer of this balancer, or stand by and say for whom."""
+    async def _take_lock(self) -> None:
+        """Become the one writer of this balancer, or stand by and say for whom. Who only observes keeps nobody from writing."""
+        if self.policy.mode is Mode.OBSERVE:
+            self._unlock()
+            self.standby = ""
+            return
         if self._lock is not None and self._lock.still_held():
             return
-        self._lock = None
-        beside = self.host.lock_path()
+        self._unlock()
+        try:
+            beside = await self.host.writer_lock(OBSERVE_WITHIN_S)
+        except BalancerError as error:
+            self.standby = str(error)
+            return
         got = acquire(Path(beside)) if beside else acquire(self._fallback_lock)
         if not isinstance(got, Held | Busy) and beside:
             self.warning = f"{got.why}; it is kept at {self._fallback_lock}, which sidecars on other machines or in containers cannot see"
@@ -117,7 +130,7 @@ class Driver:
         changes = tuple(self._pending.values())
         self._pending.clear()
         loop = asyncio.get_running_loop()
-        if self.standby:
+        if self.standby or self._lock is None:
             return
         try:
             refusals = await self.host.apply(changes, APPLY_WITHIN_S)

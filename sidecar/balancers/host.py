@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
+import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lbplugins.api import Balancer, BalancerError
-from lbplugins.values import Change, Pools, Ref, Refusal, Seen, TrafficSample
+from lbplugins.values import Address, Change, Counters, Operator, Pools, Ref, Refusal, Seen, Serve, Setting, TrafficSample
 
 T = TypeVar("T")
 
-STOP_S = 3.0
+CLOSE_S, JOIN_S = 1.5, 0.5
+"""How long a plugin may take to let go, and its thread to end; what hangs longer is left behind."""
+FEED_AGAIN_S, FEED_AGAIN_MOST_S = 1.0, 30.0
 
 
 class Host:
@@ -22,21 +25,27 @@ class Host:
     def __init__(self, name: str, make: Callable[[], Balancer]) -> None:
         """`make` builds the plugin; it is called on the plugin's own thread."""
         self.name = name
+        self.feed_fault = ""
+        """Why no real requests are heard of just now; "" = they are, or there is no feed."""
         self._make = make
         self._plugin: Balancer | None = None
         self._is_open = False
-        self._last: concurrent.futures.Future[Any] | None = None
+        self._turn = asyncio.Lock()
+        self._is_closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"balancer-{name}", daemon=True)
         self._thread.start()
 
     async def observe(self, pools: frozenset[str], notes: Mapping[Ref, str], within_s: float) -> Mapping[Ref, Seen]:
         """The picture of these pools; BalancerError when the balancer cannot be asked in time."""
-        return await self._call(lambda plugin: plugin.observe(pools, notes), within_s, "asked")
+        return self._sound(await self._call(lambda plugin: plugin.observe(pools, notes), within_s, "asked"))
 
     async def apply(self, changes: Sequence[Change], within_s: float) -> Sequence[Refusal]:
         """What was refused; BalancerError when the outcome is unknown."""
-        return await self._call(lambda plugin: plugin.apply(changes), within_s, "told")
+        refused = await self._call(lambda plugin: plugin.apply(changes), within_s, "told")
+        if not isinstance(refused, Sequence) or not all(isinstance(r, Refusal) and isinstance(r.reason, str) for r in refused):
+            raise BalancerError(f"the plugin of {self.name} answered {refused!r:.100} to changes, where refusals were due")
+        return refused
 
     async def members(self, pools: Pools, within_s: float) -> None:
         """Tell the plugin what discovery knows."""
@@ -51,33 +60,40 @@ class Host:
         return await self._call(what, within_s, "told")
 
     def lock_path(self) -> str | None:
-        """Where the one-writer lock belongs; a plain question, no I/O by contract."""
+        """Where the one-writer lock belongs, asked on the caller's thread: for one who may wait, before any other call."""
         return self._built().lock_path()
+
+    async def writer_lock(self, within_s: float) -> str | None:
+        """Where the one-writer lock belongs. The balancer need not be there for it."""
+
+        async def ask(plugin: Balancer) -> str | None:
+            return plugin.lock_path()
+
+        return await self._call(ask, within_s, "asked for its lock", opened=False)
 
     def listen(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
         """Pass on real requests as they come, on the plugin's thread; nothing happens where there is no feed."""
-
-        async def feed() -> None:
-            samples = self._built().traffic()
-            if samples is not None:
-                async for batch in samples:
-                    deliver(batch)
-
-        asyncio.run_coroutine_threadsafe(feed(), self._loop)
+        asyncio.run_coroutine_threadsafe(self._feed(deliver), self._loop)
 
     async def aclose(self) -> None:
-        """Close the plugin and end its thread; one that hangs is left behind."""
+        """Close the plugin and end its thread; one that hangs is left behind. Safe twice."""
+        if self._is_closing:
+            return
 
-        async def close() -> None:
-            if self._plugin is not None:
-                await self._plugin.aclose()
+        async def close(plugin: Balancer) -> None:
+            await plugin.aclose()
 
         try:
-            await asyncio.wait_for(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(close(), self._loop)), STOP_S)
-        except (TimeoutError, BalancerError, OSError):
-            pass
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join, STOP_S)
+            if self._plugin is not None:
+                with contextlib.suppress(BalancerError):  # whatever it fails with, we leave
+                    await self._call(close, CLOSE_S, "closed", opened=False)
+        finally:
+            self._is_closing = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    # ---- on the plugin's thread ----
 
     def _built(self) -> Balancer:
         if self._plugin is None:
@@ -87,36 +103,133 @@ class Host:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            while not self._is_closing:  # a plugin that stops its loop is put on it again
+                self._loop.run_forever()
         finally:
             left = asyncio.all_tasks(self._loop)
             for task in left:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
-    async def _call(self, what: Callable[[Balancer], Coroutine[Any, Any, T]], within_s: float, verb: str) -> T:
-        if self._last is not None and not self._last.done():
-            raise BalancerError(f"the plugin of {self.name} still has not come back from the last call")
+    async def _feed(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
+        wait = FEED_AGAIN_S
+        while True:
+            try:
+                samples = self._built().traffic()
+                if samples is None:
+                    return
+                async for batch in samples:
+                    self.feed_fault, wait = "", FEED_AGAIN_S
+                    deliver(batch)
+                return
+            except Exception as error:  # a stranger's code: its feed is lost, nothing else
+                self.feed_fault = f"no real requests are heard of: {_words(error)}; tried again in {wait:.0f} s"
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, FEED_AGAIN_MOST_S)
 
-        async def run() -> T:
+    async def _obey(self, what: Callable[[Balancer], Coroutine[Any, Any, T]], *, opened: bool) -> T:
+        try:
             plugin = self._built()
-            if not self._is_open:
+            if opened and not self._is_open:
                 await plugin.open()
                 self._is_open = True
             return await what(plugin)
-
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-        self._last = future
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), within_s)
-        except TimeoutError:
-            raise BalancerError(f"{self.name} could not be {verb} within {within_s:g} s") from None
+        except asyncio.CancelledError:
+            raise
         except BalancerError:
             self._is_open = False
             raise
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # a plugin is a stranger's code: its bug is this balancer's fault alone
+        except BaseException as error:  # a plugin is a stranger's code: its bug, even an exit, is this balancer's fault alone
             self._is_open = False
-            raise BalancerError(f"the plugin of {self.name} failed: {type(error).__name__}: {str(error)[:200]}") from error
+            raise BalancerError(f"the plugin of {self.name} failed: {_words(error)}") from error
+
+    # ---- on ours ----
+
+    async def _call(self, what: Callable[[Balancer], Coroutine[Any, Any, T]], within_s: float, verb: str, *, opened: bool = True) -> T:
+        """What the plugin answers; BalancerError for everything else that may come of it."""
+        is_begun = False
+        try:
+            async with asyncio.timeout(within_s):
+                await self._turn.acquire()
+                is_begun = True
+                return await self._begin(what, opened=opened)
+        except TimeoutError:
+            if not is_begun:
+                raise BalancerError(f"the plugin of {self.name} still has not come back from the last call") from None
+            raise BalancerError(f"{self.name} could not be {verb} within {within_s:g} s") from None
+
+    def _begin(self, what: Callable[[Balancer], Coroutine[Any, Any, T]], *, opened: bool) -> asyncio.Future[T]:
+        """Start it on the plugin's loop. The turn ends when the call has really ended, not when nobody waits for it any more."""
+        ours = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = ours.create_future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            task = self._loop.create_task(self._obey(what, opened=opened))
+            tasks.append(task)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # our loop is gone, and nobody waits there
+                ours.call_soon_threadsafe(settle, task)
+
+        def settle(task: asyncio.Task[T]) -> None:
+            self._turn.release()
+            error = BalancerError(f"the plugin of {self.name} broke off the call") if task.cancelled() else task.exception()
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+
+        def give_up(answer: asyncio.Future[T]) -> None:
+            if answer.cancelled():
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+
+        answer.add_done_callback(give_up)
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except RuntimeError:
+            self._turn.release()
+            answer.set_exception(BalancerError(f"the plugin of {self.name} is closed"))
+        return answer
+
+    def _sound(self, seen: Mapping[Ref, Seen]) -> Mapping[Ref, Seen]:
+        """The picture, if it is one: what goes into the core is what the contract says."""
+        if not isinstance(seen, Mapping):
+            raise BalancerError(f"the plugin of {self.name} answered {seen!r:.100}, which is no picture of servers")
+        for ref, one in seen.items():
+            if not (_is_ref(ref) and isinstance(one, Seen) and _is_seen(one)):
+                raise BalancerError(f"the plugin of {self.name} shows {ref!r:.100} as {one!r:.300}, which is not as the contract has it")
+        return dict(seen)
+
+
+def _is_ref(ref: object) -> bool:
+    return isinstance(ref, Ref) and isinstance(ref.pool, str) and isinstance(ref.server, str)
+
+
+def _is_seen(one: Seen) -> bool:
+    """Is every field of the type that it says? A dataclass does not ask."""
+    address, settle_s = one.address, one.settle_s
+    return (
+        isinstance(one.ours, Setting)
+        and isinstance(one.ours.serve, Serve)
+        and isinstance(one.operator, Operator)
+        and isinstance(one.serving, bool | None)
+        and (address is None or (isinstance(address, Address) and isinstance(address.host, str) and isinstance(address.port, int)))
+        and all(isinstance(number, int) for number in (one.ours.weight_pct, one.weight, one.grain_pct))
+        and all(isinstance(text, str) for text in (one.note, one.generation, one.remark))
+        and isinstance(one.in_flight, int | None)
+        and isinstance(one.writable, str | None)
+        and isinstance(one.counters, Counters | None)
+        and isinstance(settle_s, int | float)
+        and math.isfinite(settle_s)
+    )
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 from sidecar.app import App, StartError
@@ -15,6 +16,9 @@ from sidecar.config.load import Loaded, find_config, load, unreadable_secrets
 from sidecar.config.problems import ConfigError
 from sidecar.journal.intents import JournalError
 from sidecar.store.state_dir import StateDirError
+
+END_WITHIN_S = 4.5
+"""From SIGTERM to the end, whatever hangs."""
 
 
 def run(argument: Path | None, *, observe: bool) -> int:
@@ -37,30 +41,67 @@ def run(argument: Path | None, *, observe: bool) -> int:
 
 async def _serve(loaded: Loaded, *, observe: bool) -> int:
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    app = App(loaded, observe=observe)
+    orders = _Orders(App(loaded, observe=observe))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, orders.stop)
+    loop.add_signal_handler(signal.SIGHUP, orders.reload)
     try:
-        await app.start()
+        if not await orders.start():
+            return 0
     except (StartError, StateDirError, JournalError) as error:
         print(f"lb-sidecar: {error}", file=sys.stderr)
         return 1
-    reloads: set[asyncio.Task[list[str]]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(app.reload("operator:SIGHUP"))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
     notify("READY=1")
-    watchdog = loop.create_task(_watchdog(app))
-    await stopping.wait()
+    watchdog = loop.create_task(_watchdog(orders.app))
+    await orders.stopping.wait()
     notify("STOPPING=1")
     watchdog.cancel()
-    await app.stop()
+    await orders.app.stop()
     return 0
+
+
+class _Orders:
+    """What signals tell a sidecar to do, whenever they come."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.stopping = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[list[str]]] = set()
+        self._is_stale = False
+
+    async def start(self) -> bool:
+        """False = told to stop while it waited for another's state folder."""
+        self._starting = asyncio.get_running_loop().create_task(self.app.start())
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            return False
+        self._starting = None
+        if self._is_stale:
+            self.reload()
+        return True
+
+    def stop(self) -> None:
+        self.stopping.set()
+        _end_at_latest(END_WITHIN_S)
+        if self._starting is not None and not self.app.has_state:
+            self._starting.cancel()
+
+    def reload(self) -> None:
+        if self._starting is not None:
+            self._is_stale = True
+            return
+        task = asyncio.get_running_loop().create_task(self.app.reload("operator:SIGHUP"))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+
+def _end_at_latest(within_s: float) -> None:
+    """Whatever hangs (a plugin's thread, a disk, the reader of our log): who was told to stop is gone then. Intents are written ahead."""
+    timer = threading.Timer(within_s, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 async def _watchdog(app: App) -> None:
