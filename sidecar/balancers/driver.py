@@ -37,7 +37,8 @@ class Driver:
         self._members: Pools = {}
         self._told_members: Pools = {}
         self._notes = notes
-        self.standby = "not asked for the lock yet"
+        self.standby = ""
+        """For whom we do not write. Empty before the first try as well: without the lock nothing is written either way."""
         self.warning = ""
         self._deliver = deliver
         self._fallback_lock = fallback_lock

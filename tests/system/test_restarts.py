@@ -140,7 +140,8 @@ def test_a_second_sidecar_stands_by_and_takes_over(shape: str) -> None:
         second = box.sidecar(name="second")
         second.start()
         second.wait_healthy(box.ports)
-        second.wait_event("self", "standing by")
+        second.wait_event("self", "another sidecar writes to it")
+        assert [e["sentence"] for e in first.events("self") if "standing by" in e["sentence"]] == []
 
         box.kill(0)
         box.wait_out(0)
