@@ -8,13 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sidecar.cli.show import Output, span, text
-from sidecar.cli.survey import Server, Survey, Surveyed, on_paper, survey
+from sidecar.cli.survey import TYPICAL, Server, Survey, Surveyed, on_paper, survey
 from sidecar.config import schema
 from sidecar.config.effective import effective
 from sidecar.config.load import DEFAULT_PATH, Loaded, find_config, load, unreadable_secrets
@@ -42,6 +42,7 @@ class Report:
     problems: tuple[Problem, ...]
     found: Survey | None = None
     numbers: tuple[Arithmetic, ...] = ()
+    later: Mapping[str, Arithmetic] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -77,10 +78,10 @@ async def _report(loaded: Loaded, *, offline: bool) -> Report:
     if loaded.config is None:
         return Report(loaded, loaded.problems)
     if offline:
-        return Report(loaded, loaded.problems, None, on_paper(loaded.config))
+        return Report(loaded, loaded.problems, None, *on_paper(loaded.config))
     problems = (*loaded.problems, *unreadable_secrets(loaded))
     found = await survey(loaded.config, loaded.files, os.environ)
-    return Report(loaded, problems, found, found.services)
+    return Report(loaded, problems, found, found.services, found.later)
 
 
 def _effective(loaded: Loaded) -> int:
@@ -107,7 +108,7 @@ def _show(report: Report, out: Output) -> None:
     if report.numbers:
         _say(out, "")
         out.show(_numbers(report.numbers))
-        for sentence in _grouped(_sentences(report.numbers)):
+        for sentence in _grouped(_sentences(report.numbers, report.later)):
             _say(out, f"  {sentence}")
     _say(out, "")
     _say(out, *_verdict(report))
@@ -150,9 +151,9 @@ def _show_balancer(balancer: Surveyed, out: Output) -> None:
     if balancer.servers:
         out.show(_servers(balancer.servers))
     for axis, course in sorted(balancer.courses.items()):
-        head = f"  axis {axis}: " if axis != "-" else "  "
-        _say(out, f"{head}while we hold one out, it is checked by {course.checked_by}", "dim")
-        _say(out, f"{' ' * len(head)}if we die meanwhile, it is brought back by {course.returned_by}", "dim")
+        head = f"  axis {axis}, " if axis != "-" else "  "
+        _say(out, f"{head}while we hold one out, these check it: {course.checked_by}", "dim")
+        _say(out, f"{head}if we die meanwhile, this brings it back: {course.returned_by}", "dim")
     for line in balancer.advice:
         _say(out, f"  advice: {line}", WARN)
 
@@ -203,33 +204,33 @@ def _span(found: Span) -> str:
     return f"{max(0.0, found.least):.2f}–{found.most:.2f}"
 
 
-def _sentences(numbers: Iterable[Arithmetic]) -> Iterator[tuple[str, str]]:
+def _sentences(numbers: Iterable[Arithmetic], later: Mapping[str, Arithmetic]) -> Iterator[tuple[str, str]]:
     """What the table cannot say, as service and sentence."""
     for each in numbers:
         if each.never:
             yield each.service, f"nobody will be taken out: {each.never}"
         if not each.instances:
             yield each.service, "its instances come from elsewhere: the numbers are those of one that is not known yet"
-        if each.known < max(1, each.instances):
+        if (known := later.get(each.service)) is not None:
+            count = f"{each.instances - each.known} of {each.instances} are" if each.instances else "nobody is"
+            spans = ", ".join(f"{failure} {_span(known.detect[failure])}" for failure in Failure)
             yield (
                 each.service,
                 (
-                    f"{each.instances - each.known or 'some'} are not known yet: until each has given its good probes (30 by default), the longer "
-                    f"bounds of then hold, for answers within {span(ASSUMED_ANSWER_S)}; later they are shorter"
+                    f"{count} not known yet (30 good probes by default): these longer bounds hold until then, for answers within "
+                    f"{span(ASSUMED_ANSWER_S)}; known and answering within {span(TYPICAL.slow_s)}: {spans}"
                 ),
             )
         late = max(each.in_force[failure].most - each.detect[failure].most for failure in Failure)
         if late > 0:
             yield each.service, f"after that, up to {late:.1f} s until the balancer has obeyed"
-        if late >= JOIN_S:
+        if each.costly:
             yield each.service, f"changes within {span(JOIN_S)} of another share its next reload, and wait for it"
         ladder = ", ".join(f"{bound.most:.0f}" for bound in each.after_repeat)
-        yield (
-            each.service,
-            f"ejected once more, and again …, it is back within {ladder} s; after a long outage within {each.back_late.most:.1f} s",
-        )
+        yield each.service, f"ejected a second, third … time in a row, it is back within {ladder} s, hold-down included"
+        yield each.service, f"after a long outage it is back within {each.back_late.most:.1f} s"
         yield each.service, f"most that may be out on hard (soft) evidence, by number of instances: {_table_of_out(each)}"
-        yield each.service, "false ejections are those at 1 % of probes lost, each by itself"
+        yield each.service, "`false a day`: ejections by mistake in the whole service, with 1 % of all probes lost, each by itself"
 
 
 def _table_of_out(each: Arithmetic) -> str:
@@ -281,7 +282,7 @@ def as_data(report: Report) -> dict[str, object]:
         ],
         "own": None if found is None else _own_data(found),
         "balancers": {} if found is None else {each.name: _balancer_data(each) for each in found.balancers},
-        "services": {each.service: _service_data(each) for each in report.numbers},
+        "services": {each.service: _service_data(each, report.later.get(each.service)) for each in report.numbers},
     }
 
 
@@ -330,13 +331,14 @@ def _server_data(balancer: Surveyed, server: Server) -> dict[str, object]:
     }
 
 
-def _service_data(each: Arithmetic) -> dict[str, object]:
+def _service_data(each: Arithmetic, later: Arithmetic | None) -> dict[str, object]:
     return {
         "instances": each.instances,
         "known": each.known,
         "never": each.never,
-        "detect": {failure.value: _span_data(span) for failure, span in each.detect.items()},
-        "in_force": {failure.value: _span_data(span) for failure, span in each.in_force.items()},
+        "detect": _spans_data(each.detect),
+        "detect_once_known": _spans_data((later or each).detect),
+        "in_force": _spans_data(each.in_force),
         "back": _span_data(each.back),
         "back_after_long_outage": _span_data(each.back_late),
         "back_after_repeats": [_span_data(span) for span in each.after_repeat],
@@ -344,6 +346,10 @@ def _service_data(each: Arithmetic) -> dict[str, object]:
         "probes_per_s": each.probes_per_s,
         "most_out": [row._asdict() for row in each.most_out],
     }
+
+
+def _spans_data(found: Mapping[Failure, Span]) -> dict[str, dict[str, float]]:
+    return {failure.value: _span_data(each) for failure, each in found.items()}
 
 
 def _span_data(span: Span) -> dict[str, float]:

@@ -11,7 +11,7 @@ import grp
 import os
 import pwd
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,9 @@ POLLED_WITHIN_S = 2.2
 LISTENING = ("agent", "traffic")
 """Options with which a plugin listens. Where a sidecar runs, it listens there already."""
 
+TYPICAL = Learned(100, 0.001, 0.002)
+"""What an ordinary instance on the same network teaches: 1 ms, and 2 ms when it is slow."""
+
 
 class Course(NamedTuple):
     """What happens to a server that we have out: who checks it meanwhile, and who brings it back if we die."""
@@ -55,20 +58,20 @@ _RELOAD = "a reload of HAProxy as well, which we undo within 1 s while we live"
 
 HAPROXY: Mapping[str, Course] = {
     "A": Course(
-        "HAProxy's agent-check, which asks us; HAProxy's own check, if it has one, goes on",
+        "HAProxy's agent-check, which asks us, and we; HAProxy's own check, if it has one, goes on",
         f"{_LEASE}; a reload of HAProxy as well, for nobody answers it then",
     ),
     "B": Course("we alone, for nobody answers its agent-check; HAProxy's own check, if it has one, goes on", f"{_LEASE}; {_RELOAD}"),
     "C": Course("we never have it out", "nobody needs to"),
     "D": Course(
-        "we alone: HAProxy's own check is off while we hold it out",
+        "we alone; HAProxy's own check is off meanwhile",
         f"{_LEASE}: HAProxy's check goes on again, and decides; {_RELOAD}",
     ),
-    "E": Course("we alone: HAProxy does not check it", f"{_LEASE}; {_RELOAD}"),
+    "E": Course("we alone; HAProxy does not check it", f"{_LEASE}; {_RELOAD}"),
 }
 """By the axis on which we move a server."""
 NGINX = Course(
-    "we alone: open-source nginx checks nothing by itself",
+    "we alone; open-source nginx checks nothing by itself",
     f"{_LEASE}; not a reload of nginx, for it is marked `down` in its file",
 )
 OTHER = Course("we do", _LEASE)
@@ -129,11 +132,12 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All of it; the service `*` is replaced by those it stands for."""
+    """All of it; the service `*` is replaced by those it stands for. `later`: of services not known yet, once they are."""
 
     own: Own
     balancers: tuple[Surveyed, ...]
     services: tuple[Arithmetic, ...]
+    later: Mapping[str, Arithmetic]
 
     @property
     def is_ready(self) -> bool:
@@ -154,13 +158,15 @@ async def survey(config: Config, files: Sequence[Path], environ: Mapping[str, st
     found = tuple(
         replace(each, servers=tuple(replace(s, service=owners.get((each.name, s.ref.pool), "")) for s in each.servers)) for each in found
     )
-    return Survey(own, found, tuple(_numbers(config, policy, name, known, found) for name in policy.services))
+    numbers = tuple(_numbers(config, policy, name, known, found) for name in policy.services)
+    return Survey(own, found, numbers, _later(policy, numbers))
 
 
-def on_paper(config: Config) -> tuple[Arithmetic, ...]:
-    """The arithmetic from the file alone: nobody known, instances only where it lists them."""
+def on_paper(config: Config) -> tuple[tuple[Arithmetic, ...], Mapping[str, Arithmetic]]:
+    """The arithmetic from the file alone: nobody known, instances only where it lists them; and what it is once they are."""
     policy = _policy(config)
-    return tuple(_numbers(config, policy, name, {}, ()) for name in policy.services)
+    numbers = tuple(_numbers(config, policy, name, {}, ()) for name in policy.services)
+    return numbers, _later(policy, numbers)
 
 
 def _policy(config: Config) -> Policy:
@@ -449,6 +455,16 @@ def _numbers(config: Config, policy: Policy, name: str, known: Mapping[Target, L
     rows = [[known.get(_target(address, service, i)) for i in range(len(service.probes))] for address in _addresses(config, name, mine)]
     costly = any(policy.balancers[balancer].costly for balancer, _ in service.pools)
     return arithmetic(service, policy.pace, rows, costly=costly, settle_s=max((s.settle_s for s in mine), default=0.0))
+
+
+def _later(policy: Policy, numbers: Iterable[Arithmetic]) -> Mapping[str, Arithmetic]:
+    """The same for services of which not all are known, as if all answered as `TYPICAL`."""
+    found = {}
+    for each in numbers:
+        if each.known < max(1, each.instances):
+            service = policy.services[each.service]
+            found[each.service] = arithmetic(service, policy.pace, [[TYPICAL] * len(service.probes)] * max(2, each.instances))
+    return found
 
 
 def _addresses(config: Config, name: str, servers: Sequence[Server]) -> list[Address]:

@@ -78,7 +78,8 @@ class Arithmetic:
 
     `detect`: from the fault until the change is sent to the balancer. `in_force`: until the balancer must have obeyed. `back`: from the
     end of the fault until the return is sent, after up to `ejected_long_after_s` out; `back_late`: after longer. `after_repeat`: the same
-    for the 1st, 2nd … ejection in a row after the first, hold-down included. `never`: why nothing of it will happen; "" = it will.
+    for the 1st, 2nd … ejection in a row after the first, hold-down included. `false_per_day`: of the worst instance. `costly`: a balancer
+    must reload for each change. `never`: why nobody will be taken out; "" = they will be.
     """
 
     service: str
@@ -93,6 +94,7 @@ class Arithmetic:
     false_per_day_of_service: float
     probes_per_s: float
     most_out: tuple[Out, ...]
+    costly: bool = False
     never: str = ""
 
     def most_out_now(self) -> Out:
@@ -138,6 +140,7 @@ def arithmetic(
         # A reference is asked like an instance; how fast it answers is not known here, so the quickest pace is taken.
         probes_per_s=sum(1.0 / m.interval_s for row in everyone for m in row) + len(policy.references) / pace.min_interval_s,
         most_out=tuple(most_out(policy, count) for count in sorted({*range(1, MOST_N + 1), *([n] if n else [])})),
+        costly=costly,
         never=_never(policy, n),
     )
 
