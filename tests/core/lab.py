@@ -79,6 +79,9 @@ class Lab:
     now: float = 1000.0
     observe_every: float = 1.0
     apply_takes: float = 0.002
+    _queue: list[tuple[float, int, object]] = field(default_factory=list, init=False)
+    _turn: int = field(default=0, init=False)
+    _epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.answers: dict[Address, Answer] = {Address(f"10.0.0.{i}", 80): good() for i in range(1, self.n + 1)}
@@ -97,11 +100,12 @@ class Lab:
     def start(self, adopted: Adopted | None = None) -> None:
         """(Re)start the sidecar: a new world, the same balancer and instances."""
         self.world = World()
-        self._queue: list[tuple[float, int, object]] = []
-        self._turn = 0
         self._in_flight: set[Target] = set()
         self._waiting: dict[Target, Ask] = {}
-        self._epoch = getattr(self, "_epoch", 0) + 1
+        self._epoch += 1
+        self._begin(adopted)
+
+    def _begin(self, adopted: Adopted | None) -> None:
         if adopted is not None:
             self.world.absorb(adopted)
         self.feed(Configured(self.policy, self.now))
@@ -160,12 +164,15 @@ class Lab:
             return
         self.decisions.append(decision)
         self.events += decision.events
+        self._carry_out(decision)
+
+    # ---- the machinery ----
+
+    def _carry_out(self, decision: Decision) -> None:
         if decision.intents:
             self._at(self.now + 0.001, lambda: self._write_down(decision.intents))
         for changes in (decision.changes or {}).values():
             self._at(self.now + self.apply_takes, lambda c=changes: self._apply(c))
-
-    # ---- the machinery ----
 
     def _at(self, when: float, what: object) -> None:
         self._turn += 1
