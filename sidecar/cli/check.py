@@ -64,6 +64,9 @@ async def check(arguments: argparse.Namespace) -> int:
         loaded = load(find_config(arguments.config))
         if arguments.effective:
             return _effective(loaded)
+    except OSError as error:
+        path = arguments.config or DEFAULT_PATH
+        loaded = Loaded(path, problems=(Problem(str(path), 1, 1, "", f"{error.strerror or error}; run this as the service's user"),))
     except ConfigError as error:
         loaded = Loaded(arguments.config or DEFAULT_PATH, problems=error.problems)
     report = await _report(loaded, offline=arguments.offline)
@@ -175,27 +178,22 @@ def _servers(servers: Iterable[Server]) -> Table:
 
 
 def _numbers(numbers: Iterable[Arithmetic]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="seconds from the fault until the balancer is told", title_justify="left")
-    for name in (
-        "service",
-        "instances",
-        *(failure.value for failure in Failure),
-        "back",
-        "false ejections a day",
-        "probes/s",
-        "out at most",
-    ):
-        table.add_column(name, justify="left" if name == "service" else "right")
+    title = "Seconds from a fault until the balancer is told of it:"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    spans = [failure.value.replace(" answer", "") for failure in Failure]
+    table.add_column("service", overflow="fold", min_width=8)
+    for name in ("known", *spans, "back", "false/day", "probes/s", "most out"):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in numbers:
         most = each.most_out_now()
         table.add_row(
             text(each.service),
-            str(each.instances) if each.known == each.instances else f"{each.instances} ({each.known} known)",
+            f"{each.known} of {each.instances}" if each.instances else "?",
             *(_span(each.detect[failure]) for failure in Failure),
             _span(each.back),
-            f"{each.false_per_day_of_service:.2g}",
-            f"{each.probes_per_s:.3g}",
-            f"{most.hard} (soft {most.soft})" if each.instances else "?",
+            f"{each.false_per_day_of_service:.1g}" if each.instances else "?",
+            f"{each.probes_per_s:.3g}" if each.instances else "?",
+            f"{most.hard} ({most.soft})" if each.instances else "?",
         )
     return table
 
@@ -212,7 +210,7 @@ def _sentences(numbers: Iterable[Arithmetic], later: Mapping[str, Arithmetic]) -
         if not each.instances:
             yield each.service, "its instances come from elsewhere: the numbers are those of one that is not known yet"
         if (known := later.get(each.service)) is not None:
-            count = f"{each.instances - each.known} of {each.instances} are" if each.instances else "nobody is"
+            count = f"{each.instances - each.known} of {each.instances} are" if each.instances else "they are"
             spans = ", ".join(f"{failure} {_span(known.detect[failure])}" for failure in Failure)
             yield (
                 each.service,
@@ -229,8 +227,8 @@ def _sentences(numbers: Iterable[Arithmetic], later: Mapping[str, Arithmetic]) -
         ladder = ", ".join(f"{bound.most:.0f}" for bound in each.after_repeat)
         yield each.service, f"ejected a second, third … time in a row, it is back within {ladder} s, hold-down included"
         yield each.service, f"after a long outage it is back within {each.back_late.most:.1f} s"
-        yield each.service, f"most that may be out on hard (soft) evidence, by number of instances: {_table_of_out(each)}"
-        yield each.service, "`false a day`: ejections by mistake in the whole service, with 1 % of all probes lost, each by itself"
+        yield each.service, f"`most out` on hard (soft) evidence, by number of instances: {_table_of_out(each)}"
+        yield each.service, "`false/day`: ejections by mistake in the whole service, with 1 % of all probes lost, each by itself"
 
 
 def _table_of_out(each: Arithmetic) -> str:

@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 import socket
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -196,7 +197,7 @@ def _state(configured: Path | None, environ: Mapping[str, str]) -> tuple[Path | 
     """The state folder and what there is to say of it; None with the reason when `run` could not have one. It is not made."""
     path = _state_folder(configured, environ)
     if path is not None and not os.path.lexists(path):
-        above = next(folder for folder in path.parents if folder.exists())
+        above = next(folder for folder in path.parents if os.path.exists(folder))  # `Path.exists` raises where it may not look
         if os.access(above, os.W_OK | os.X_OK):
             return path, "is made at the first start"
         make = f"install -d -m 0750 -o {_name(os.geteuid())} {path}"
@@ -229,7 +230,7 @@ def _state_folder(configured: Path | None, environ: Mapping[str, str]) -> Path |
 def _daemon(state: Path) -> str:
     """Who has this state folder in use; "" = nobody."""
     path = state / "lock"
-    if not path.exists():
+    if not os.path.exists(path):
         return ""
     held = lock.acquire(path, "lb-sidecar check")
     if isinstance(held, lock.Held):
@@ -249,7 +250,7 @@ def _api(config: Config) -> list[str]:
             lines.append(f"api.listen {listen}: {error.strerror or error}; choose another address, or null for the unix socket alone")
     for key, path in (("cert", tls.cert), ("key", tls.key)) if tls is not None else ():
         if not os.access(path, os.R_OK):
-            reason = f"{_name(os.geteuid())} may not read it" if path.exists() else "there is no such file"
+            reason = f"{_name(os.geteuid())} may not read it" if os.path.lexists(path) else "there is no such file, or none that it may see"
             lines.append(f"api.tls.{key} {path}: {reason}; `chown {_name(os.geteuid())} {path}` and mode 0600")
     return lines
 
@@ -259,11 +260,12 @@ def _api_socket(path: Path | None) -> str:
     if path is None:
         return ""
     folder, us = path.parent, _name(os.geteuid())
-    if not folder.is_dir():
-        return f"no api socket: its folder {folder} does not exist: `install -d -o {us} {folder}`, or `RuntimeDirectory=` in the unit"
+    if not os.path.isdir(folder):
+        make = f"`install -d -o {us} {folder}`, or `RuntimeDirectory=` in the unit"
+        return f"no api socket: its folder {folder} does not exist, or is shut to {us}: {make}"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"no api socket: {us} may not write to {folder}: `chown {us} {folder}`, or `RuntimeDirectory=` in the unit"
-    if path.exists() and not path.is_socket():
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         return f"no api socket: {path} is no socket: remove it, or name another in `api.socket`"
     return ""
 
@@ -271,16 +273,24 @@ def _api_socket(path: Path | None) -> str:
 def _commands(config: Config, files: Sequence[Path]) -> list[str]:
     """Probes that run programs are believed only from files that root owns and nobody else can write."""
     keys = [key for key, spec in compose.probe_specs(config).items() if spec.kind is Kind.COMMAND]
-    loose = [str(f) for f in files if f.stat().st_uid != 0 or f.stat().st_mode & 0o022]
+    loose = [str(file) for file in files if not _is_roots(file)]
     if not keys or not loose:
         return []
     word = " ".join(loose)
     return [f"the probe {keys[0]} runs a program, so the configuration must be root's alone: `chown root {word}`, `chmod go-w {word}`"]
 
 
+def _is_roots(file: Path) -> bool:
+    try:
+        about = os.stat(file)
+    except OSError:
+        return False
+    return about.st_uid == 0 and not about.st_mode & 0o022
+
+
 def _remembered(own: Own) -> tuple[Mapping[Target, Learned], Mapping[ServerRef, str]]:
     """What an earlier life has learned and noted; nothing where there is none, or it may not be read."""
-    if own.state is None or not own.state.is_dir():
+    if own.state is None or not os.path.isdir(own.state):
         return {}, {}
     known = learned.load(own.state).targets
     try:
@@ -369,7 +379,10 @@ def _not_listening(options: BaseModel) -> BaseModel:
 async def _rights(name: str, make: partial[Balancer]) -> list[str]:
     host = Host(name, lambda: _Unopened(make()))
     try:
-        return [one_line(line, 600) for line in await host.do(lambda plugin: plugin.rights(), RIGHTS_WITHIN_S)]
+        lines = await host.do(lambda plugin: plugin.rights(), RIGHTS_WITHIN_S)
+        if not isinstance(lines, Sequence) or not all(isinstance(line, str) for line in lines):
+            return [f"its rights are unknown: the plugin answered {lines!r:.80}"]
+        return [one_line(line, 600) for line in lines]
     except BalancerError as error:
         return [f"its rights are unknown: {error}"]
     finally:

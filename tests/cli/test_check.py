@@ -238,7 +238,7 @@ def test_an_api_address_that_is_taken_is_told(home: Path) -> None:
 def test_an_api_socket_without_a_folder_is_told_if_it_was_asked_for(home: Path) -> None:
     shown = ran(written(home, api=f"{{listen: null, socket: {home}/none/api.sock}}"))
 
-    assert shown.code == 1 and f"its folder {home}/none does not exist: `install -d" in shown.out
+    assert shown.code == 1 and f"its folder {home}/none does not exist" in shown.out
 
 
 def test_secrets_that_cannot_be_read_are_contradictions(home: Path) -> None:
@@ -283,6 +283,28 @@ def test_a_state_folder_of_root_is_told_to_nobody(home: Path) -> None:
     shown = ran_by_nobody(written(home))
 
     assert shown.code == 1 and f"the state folder {home}/state (state.dir) belongs to root" in shown.out and "`chown -R nobody" in shown.out
+
+
+@needs_root
+def test_folders_that_are_shut_to_nobody_are_told_and_raise_nothing(home: Path) -> None:
+    shut = home / "shut"
+    (shut / "in").mkdir(parents=True)
+    shut.chmod(0o700)
+
+    shown = ran_by_nobody(written(home, state="shut/in/state", api=f"{{listen: null, socket: {shut}/in/api.sock}}"))
+
+    assert shown.code == 1
+    assert f"the state folder {shut}/in/state" in shown.out and "no api socket" in shown.out
+
+
+@needs_root
+def test_a_configuration_that_nobody_may_not_read_is_told(home: Path) -> None:
+    path = written(home)
+    os.chmod(path, 0o600)
+
+    shown = ran_by_nobody(path)
+
+    assert shown.code == 2 and f"{path}:1:1: error: not readable by this user" in shown.out
 
 
 @needs_root
