@@ -98,7 +98,7 @@ class Lab(ABC):
         """How often the balancer was told something or reloaded; None = this lab cannot count."""
         return None
 
-    def close(self) -> None: - most labs have something to stop, those in memory do not
+    def close(self) -> None:  # most labs have something to stop, those in memory do not
         """Stop everything. Safe twice."""
 
 
