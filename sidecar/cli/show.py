@@ -284,9 +284,9 @@ def _told(decision: models.Decision) -> Text:
     for evidence in decision.evidence:
         detail = f": {evidence.detail}" if evidence.detail else ""
         told.append_text(noted(f"evidence: {evidence.count} x {evidence.kind}, {evidence.strength}{detail}"))
-    for hold in decision.holds:
-        if hold.why not in decision.sentence:
-            told.append_text(noted(f"held by {hold.name}: {hold.why}"))
+    for name, why in dict.fromkeys((hold.name, hold.why) for hold in decision.holds):
+        if why not in decision.sentence:
+            told.append_text(noted(f"held by {name}: {why}"))
     return told
 
 
