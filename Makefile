@@ -37,8 +37,8 @@ lint: $(STAMP)  ## ruff and mypy
 bench-removal: $(STAMP) system-packages  ## how fast a dead or hanging instance leaves each balancer
 	@$(BIN)/python -m bench.removal
 
-image:  ## build the container image
-	@$${IMAGE_BUILDER:-docker build -t lb-sidecar:dev} .
+image:  ## build the container image, with docker, podman, buildah or what IMAGE_BUILDER names
+	@deploy/check-image
 
 clean:  ## forget the environment and caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis

@@ -108,7 +108,7 @@ async def _give_back_on(config: Config, name: str, ours: Set[tuple[str, Address]
 def _write_down(folder: Path, adopted: Adopted, *, everything: bool) -> None:
     log = journal.Intents.open(folder, boottime=clock.boottime, boot_id=clock.boot_id(), wall=clock.wall)
     now = clock.monotonic()
-    actor = f"operator:{pwd.getpwuid(os.getuid()).pw_name}"
+    actor = f"operator:{_user()}"
     intents = [Intent(Act.FORGET, now, actor, "released", e.instance, e) for e in adopted.ejections]
     if everything:
         freeze = Freeze("", actor, now, None, "released by hand; `lb-sidecar unfreeze` lets the sidecar act again")
@@ -116,6 +116,14 @@ def _write_down(folder: Path, adopted: Adopted, *, everything: bool) -> None:
         print("frozen: nothing goes out until `lb-sidecar unfreeze`")
     log.append(intents)
     log.close()
+
+
+def _user() -> str:
+    """Our user's name, or the number where it has none, as in a container."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _say(sentence: str, code: int) -> int:
