@@ -47,12 +47,12 @@ class _OverSocket(http.client.HTTPConnection):
 
 
 class Daemon:
-    """`lb-sidecar run` with this configuration. The API listens on `port` and is asked over its socket; log lines go to `log`."""
+    """`lb-sidecar run` with this configuration. Its API is a unix socket alone, so that no port can be taken; log lines go to `log`."""
 
-    def __init__(self, folder: Path, port: int, config: str, *, name: str = "sidecar") -> None:
+    def __init__(self, folder: Path, config: str, *, name: str = "sidecar") -> None:
         """`config`: all but `api` and `state`, which stand in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.port, self.name = folder, port, name
+        self.folder, self.name = folder, name
         self.config, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
         self.state = folder / f"{name}.state"
         self.write(config)
@@ -60,7 +60,7 @@ class Daemon:
 
     def write(self, config: str) -> None:
         """A new configuration, read at the next start or reload."""
-        own = f"api: {{listen: 127.0.0.1:{self.port}, socket: {self.folder}/{self.name}.sock}}\nstate: {{dir: {self.state}}}\n"
+        own = f"api: {{listen: null, socket: {self.folder}/{self.name}.sock}}\nstate: {{dir: {self.state}}}\n"
         self.config.write_text(own + config)
 
     def start(self, *arguments: str, within: Sequence[str] = ()) -> None:

@@ -89,7 +89,7 @@ class Scene:
     """Instances, a balancer in front of them, load and watch; owns them all, and the folder."""
 
     def __init__(self, cell: Cell, folder: Path, made: ExitStack) -> None:
-        *self.ports, listen, self.api_port = stage.free_ports(N + 2)
+        *self.ports, listen = stage.free_ports(N + 1)
         self.folder = folder
         self.instances = stage.Instances(self.ports)
         made.callback(self.instances.stop_all)
@@ -114,7 +114,7 @@ class Scene:
     def sidecar(self) -> Iterator[Daemon]:
         """A new one, without a memory, that has seen 30 good answers of everybody."""
         config = f"balancers:\n  edge: {self.balancer.yaml}\nservices:\n  shop: {{balancer: edge, probe: {{http: /health}}}}\n"
-        daemon = Daemon(self.folder, self.api_port, config)
+        daemon = Daemon(self.folder, config)
         shutil.rmtree(daemon.state, ignore_errors=True)
         daemon.start()
         try:

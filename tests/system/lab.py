@@ -51,7 +51,7 @@ class Lab:
         kind, version, *axis = shape.split("-")
         self.folder = Path(tempfile.mkdtemp(prefix="lbs-"))
         self.folder.chmod(0o755)
-        *self.ports, self.listen, self.api_port, self.other_api_port = free_ports(n + 3)
+        *self.ports, self.listen = free_ports(n + 1)
         self.instances = stage.Instances(self.ports)
         found = stage.haproxy_binaries() if kind == "haproxy" else stage.nginx_binaries()
         self.binary = next(b for b in found if b.version.startswith(version))
@@ -63,7 +63,7 @@ class Lab:
         while not self._starts():
             # another process was faster at one of the ports
             self.instances.stop_all()
-            *self.ports, self.listen, self.api_port, self.other_api_port = free_ports(len(self.ports) + 3)
+            *self.ports, self.listen = free_ports(len(self.ports) + 1)
             self.instances.ports = self.ports
 
     def _starts(self) -> bool:
@@ -98,8 +98,7 @@ class Lab:
 
     def sidecar(self, config: str | None = None, *, name: str = "sidecar") -> Daemon:
         """A daemon, not yet started."""
-        port = self.other_api_port if self.daemons else self.api_port
-        daemon = Daemon(self.folder, port, config if config is not None else self.config(), name=name)
+        daemon = Daemon(self.folder, config if config is not None else self.config(), name=name)
         self.daemons.append(daemon)
         return daemon
 
