@@ -9,6 +9,7 @@ Pure: the same world, policy and `now` give the same Decision. The shell journal
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lbplugins.values import InFlight, Operator, Serve
 from sidecar.core import guard, pace, story
@@ -29,11 +30,12 @@ from sidecar.core.model import (
     Override,
     Reason,
     Result,
+    ServerRef,
     Strength,
     Target,
     Verb,
 )
-from sidecar.core.plan import plan
+from sidecar.core.plan import plan, wanted_of
 from sidecar.core.policy import Mode, Policy, Rules, ServicePolicy
 from sidecar.core.streak import Streak
 from sidecar.core.world import UNBROKEN_S, InstanceState, ServiceState, World
@@ -56,7 +58,7 @@ def decide(world: World, policy: Policy, now: float, services: Iterable[str] | N
     turn.expire()
     for name in touched:
         turn.judge(world.services[name], policy.services[name])
-    changes, plan_holds = plan(world, policy, now)
+    changes, plan_holds = plan(world, policy, now, frozenset(i.instance for i in turn.intents if i.instance is not None))
     turn.holds += plan_holds
     turn.tell_holds(touched)
     return Decision(
@@ -97,7 +99,7 @@ class _Turn:
     def _news(self, state: InstanceState, policy: ServicePolicy) -> None:
         """Tell a change of judgement that is not an ejection or return."""
         judgement = guard.judge(state, policy)
-        if judgement is state.told or judgement is Judgement.EJECTED or state.proposed is not None:
+        if judgement is state.told or judgement is Judgement.EJECTED or state.proposed:
             return
         if judgement is Judgement.SUSPECT:
             self._ask_witnesses(state, next(c for c in state.checks.values() if c.bad_run or c.failed))
@@ -107,18 +109,18 @@ class _Turn:
     def _close(self, state: InstanceState) -> None:
         """Let go of what is undone on every balancer, or was taken out of our hands."""
         ejection = state.ejection
-        if state.proposed is not None:
+        if state.proposed:
             return
-        if state.overruled and ejection is not None and not ejection.returning:
+        if state.unsaid:
+            for override in state.overrides.values():
+                self._end(override, state, "outside", state.unsaid)
+        if state.overruled and ejection is not None:
             until = self.now + self.world.policy.services[state.instance.service].rules.hands_off_s
             why = f"{state.overruled} against our ejection: hands off for {(until - self.now) / 60:.0f} min"
             self._intend(Act.HANDS_OFF, "outside", why, state, until=until)
             self._say("operator", "outside", f"{state.instance}: {why}", state)
-        elif state.overruled:
-            for override in state.overrides.values():
-                self._intend(Act.CLEAR, "outside", state.overruled, state, override=override)
         elif state.new_life:
-            is_undone = all(seen is None or seen.ours.serve is Serve.FULL for seen in map(self.world.seen, state.servers))
+            is_undone = all(self._is_undone(server) for server in state.servers if server not in state.others)
             act = Act.FORGET if is_undone else Act.RETURN
             self._intend(act, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)
         elif ejection is not None:
@@ -126,26 +128,50 @@ class _Turn:
                 self._intend(Act.FORGET, "sidecar", "observed only", state, ejection=ejection)
             elif ejection.enforced and self._nothing_left(state, ejection):
                 self._intend(Act.FORGET, "sidecar", "nothing of ours is left on any balancer", state, ejection=ejection)
+            elif withdrawn := self._withdrawn(state, ejection):
+                self._intend(Act.FORGET, "rule:withdrawn", withdrawn, state, ejection=ejection)
+                self._say("returned", "rule:withdrawn", f"{state.instance} is not taken out after all: {withdrawn}", state)
 
     def _nothing_left(self, state: InstanceState, ejection: Ejection) -> bool:
-        pictures = [self.world.seen(server) for server in state.servers]
-        fresh = [self.world.balancers[s.balancer] for s in state.servers]
         if not self.world.policy.services[state.instance.service].pools:
             return ejection.returning
-        if not any(pictures):
+        if not any(self.world.seen(server) for server in state.servers):
             return not state.sources or ejection.returning
-        return (
-            ejection.returning
-            and all(b.seen_at > state.returned_at and not b.error for b in fresh)
-            and all(p is None or p.ours.serve is Serve.FULL for p in pictures)
-        )
+        ours = [server for server in state.servers if server not in state.others]
+        return ejection.returning and all(self._is_undone(server, state.returned_at) for server in ours)
+
+    def _is_undone(self, server: ServerRef, since: float = float("-inf")) -> bool:
+        """A picture from after `since` shows nothing of ours, and nothing of ours is on its way there."""
+        balancer = self.world.balancers.get(server.balancer)
+        if balancer is None or balancer.error or balancer.seen_at <= since:
+            return False
+        seen, sent = balancer.seen.get(server.ref), balancer.sent.get(server.ref)
+        is_on_its_way = sent is not None and sent.serve is Serve.NONE and not sent.is_settled
+        return seen is None or (seen.ours.serve is Serve.FULL and not is_on_its_way)
+
+    def _withdrawn(self, state: InstanceState, ejection: Ejection) -> str:
+        """Why an ejection that has reached no balancer yet is let go of: what it was decided on has changed since. "" = it stands."""
+        if ejection.returning or not ejection.enforced or not ejection.rule.startswith("rule:"):
+            return ""
+        for server in [s for s in state.servers if s not in state.others]:
+            seen, sent = self.world.seen(server), self.world.balancers[server.balancer].sent.get(server.ref)
+            if (seen is not None and seen.ours.serve is not Serve.FULL) or (sent is not None and sent.serve is Serve.NONE):
+                return ""
+        policy = self.world.policy.services[state.instance.service]
+        has_recovered = ejection.rule == "rule:consecutive" and guard.failed_check(state, policy) is None
+        if state.is_void or has_recovered:
+            return "it has answered well, or its evidence is void, before any balancer was told"
+        holds = guard.not_ours_to_act(self.world, state, self.now)
+        return holds[0].why if holds else ""
 
     # ---- out ----
 
     def _eject(self, service: ServiceState, policy: ServicePolicy) -> None:
         among = guard.groups(self.world, service)
-        spent = 0.0
+        spent = float(sum(state.proposed.count(Act.EJECT) for state in service.instances.values()))
         for state, check in _accused(service, policy):
+            if state.ejection is not None and not state.ejection.returning and not self._enforced(state, policy, check.rule):
+                continue  # it is told already
             strength = Strength.HARD
             holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, self.testimony, spent=spent)
             if any(h.name is HoldName.NO_WITNESS for h in holds):
@@ -202,9 +228,9 @@ class _Turn:
     def _return(self, service: ServiceState, policy: ServicePolicy) -> None:
         for state in _by_time_out(service):
             ejection = state.ejection
-            if ejection is None or ejection.returning or state.proposed is not None or state.overruled or state.new_life:
+            if ejection is None or ejection.returning or state.proposed or state.overruled or state.new_life:
                 continue
-            if self._witness_lost(ejection, policy):
+            if self._witness_lost(ejection, policy) and not self.world.freeze_of(service.name, self.now):
                 self._propose_return(state, policy, "rule:witness_lost", "every witness failed as well: it is not the instance")
                 continue
             if not guard.has_risen(state, policy):
@@ -234,7 +260,7 @@ class _Turn:
         nothing_else = all(guard.failed_check(s, policy) is not None for s in serving)
         for state in _by_time_out(service):
             ejection = state.ejection
-            if ejection is None or ejection.returning or state.proposed is not None or self._already(state):
+            if ejection is None or ejection.returning or state.proposed or self._already(state):
                 continue
             if ejection.strength is Strength.HARD and not nothing_else:
                 continue
@@ -266,7 +292,7 @@ class _Turn:
                 state = self.world.state_of(command.instance) if command.instance else None
                 override = state.overrides.get(command.owner) if state else None
                 if state is not None and override is not None:
-                    self._intend(Act.CLEAR, command.actor, command.reason or "cleared", state, override=override)
+                    self._end(override, state, command.actor, command.reason or "cleared")
                     self._say("operator", command.actor, f"{state.instance}: {override.state} of {command.owner} cleared", state)
             case Verb.FREEZE | Verb.UNFREEZE:
                 self._freeze(command, Act.FREEZE if command.verb is Verb.FREEZE else Act.UNFREEZE)
@@ -286,7 +312,7 @@ class _Turn:
         reason = f": {command.reason}" if command.reason else ""
         if command.state is Operator.READY:
             if (mine := state.overrides.get(command.owner)) is not None:
-                self._intend(Act.CLEAR, command.actor, "made ready", state, override=mine)
+                self._end(mine, state, command.actor, "made ready")
             if state.ejection is not None or command.until is not None:
                 hands_off = command.until or self.now + self.world.policy.services[state.instance.service].rules.hands_off_s
                 self._intend(Act.HANDS_OFF, command.actor, command.reason or "made ready", state, until=hands_off)
@@ -299,7 +325,7 @@ class _Turn:
     def _give_back(self, command: Commanded, hands_off_s: float = 0.0) -> None:
         """Return all we have out. `hands_off_s`: what is still bad must not go out again meanwhile."""
         for state in self._states(command.service):
-            if state.ejection is None or state.ejection.returning or state.proposed is not None:
+            if state.ejection is None or state.ejection.returning or state.proposed:
                 continue
             why = command.reason or f"released by {command.actor}"
             self._propose_return(state, self.world.policy.services[state.instance.service], command.actor, why)
@@ -319,22 +345,46 @@ class _Turn:
         for state in self._states(command.service):
             if command.instance not in (None, state.instance) or state.ejection is not None:
                 continue
-            if any((seen := self.world.seen(s)) is not None and seen.ours.serve is Serve.NONE for s in state.servers):
+            fresh = [s for s in state.servers if not self.world.balancers[s.balancer].error]
+            if any((seen := self.world.seen(s)) is not None and seen.ours.serve is Serve.NONE for s in fresh):
                 ejection = Ejection(state.instance, self.now, command.actor, f"adopted by {command.actor}", Strength.HARD)
                 self._intend(Act.EJECT, command.actor, "adopted", state, ejection=ejection)
                 sentence = f"{state.instance} was out by nobody we know; adopted by {command.actor}"
                 self.events.append(Event("ejected", self.now, command.actor, sentence, command.service, state.instance))
 
     def expire(self) -> None:
-        """End what was given an end."""
-        for state in [s for s in self._states("") if s.proposed is None]:
+        """End what was given an end, and what had ended before we started."""
+        for state in [s for s in self._states("") if not s.proposed]:
             for override in state.overrides.values():
                 if override.until is not None and self.now >= override.until:
-                    self._intend(Act.CLEAR, "sidecar", "its time is over", state, override=override)
+                    self._end(override, state, "sidecar", "its time is over")
                     self._say("operator", "sidecar", f"{state.instance}: {override.state} of {override.owner} is over", state)
+            if state.ended and self._is_unsaid(state):
+                for override in state.ended.values():
+                    self._intend(Act.CLEAR, "sidecar", "no balancer shows it any more", state, override=override)
+        if not self.world.journal_fault:
+            self.intents += self.world.unwritten
+        for ejection in self.world.lapsed():
+            why = "no balancer has it out: it was undone, or never done, before our restart"
+            self.intents.append(Intent(Act.FORGET, self.now, "sidecar", why, ejection.instance, ejection))
         for freeze in self.world.freezes.values():
-            if freeze.until is not None and self.now >= freeze.until:
+            if freeze.until is not None and self.now >= freeze.until and freeze.service not in self.world.unfreezing:
                 self.intents.append(Intent(Act.UNFREEZE, self.now, "sidecar", "its time is over", freeze=freeze))
+
+    def _end(self, override: Override, state: InstanceState, by: str, why: str) -> None:
+        """Its time is over. It stays in the journal until no balancer shows it: a crash in between must not leave it there for ever."""
+        self._intend(Act.OVERRIDE, by, why, state, override=replace(override, until=self.now))
+
+    def _is_unsaid(self, state: InstanceState) -> bool:
+        """No balancer shows a word of ours that nobody wants any more, and none is on its way."""
+        for server in state.servers:
+            balancer = self.world.balancers.get(server.balancer)
+            if balancer is None or balancer.error or balancer.seen_at <= state.ended_at:
+                return False
+            wanted = wanted_of(state, self.world.policy.balancers[server.balancer])
+            if server.ref in balancer.said_pending or balancer.said.get(server.ref) not in (None, wanted):
+                return False
+        return True
 
     # ---- telling ----
 
@@ -396,7 +446,7 @@ def _accused(service: ServiceState, policy: ServicePolicy) -> list[tuple[Instanc
     """Instances whose evidence is complete and who are not out yet, the longest guilty first."""
     found = []
     for state in service.instances.values():
-        if state.proposed is not None or state.overruled or (state.ejection is not None and not state.ejection.returning):
+        if state.proposed or state.overruled or (state.ejection is not None and state.ejection.enforced and not state.ejection.returning):
             continue
         if not state.sources:
             continue

@@ -93,7 +93,7 @@ def is_in_rotation(seen: Seen) -> bool:
 
 def is_out(state: InstanceState) -> bool:
     """Out by our decision: in force, or decided and on its way into the journal."""
-    return (state.ejection is not None and not state.ejection.returning) or state.proposed is Act.EJECT
+    return (state.ejection is not None and not state.ejection.returning) or Act.EJECT in state.proposed
 
 
 def is_orphan(state: InstanceState, seen: Seen) -> bool:
@@ -115,6 +115,8 @@ def groups(world: World, service: ServiceState) -> list[Group]:
     policy = world.policy.services[service.name]
     verdict = {i: failed_check(s, policy) is not None for i, s in service.instances.items()}
     members = {i: s for i, s in service.instances.items() if s.sources or s.ejection is None}
+    if any(s.servers for s in members.values()):  # one that stands in no pool can take nobody's place
+        members = {i: s for i, s in members.items() if s.servers}
     counted = frozenset[Key](i for i, s in members.items() if s.operator is Operator.READY)
     used = frozenset[Key](i for i in counted if isinstance(i, Instance) and not serves(world, members[i]))
     sound = frozenset[Key](
@@ -150,17 +152,6 @@ def _pool(world: World, service: ServiceState, balancer_name: str, pool: str, ve
     return Group(f"{balancer_name}/{pool}", frozenset(counted), frozenset(used), frozenset(sound), keys)
 
 
-def left_in_pool(world: World, server: ServerRef, state: InstanceState) -> int:
-    """How many servers of this pool would still be in rotation if this instance's were taken out there now."""
-    balancer = world.balancers[server.balancer]
-    mine = set(state.servers)
-    return sum(
-        1
-        for ref, seen in balancer.seen.items()
-        if ref.pool == server.ref.pool and ServerRef(server.balancer, ref) not in mine and is_in_rotation(seen)
-    )
-
-
 # ---- ejecting ----
 
 
@@ -194,6 +185,24 @@ def over_budget(group: Group, instance: Instance, strength: Strength, guards: Gu
     return None
 
 
+def against_leaving(world: World, server: ServerRef, strength: Strength, guards: Guards, leaving: set[ServerRef]) -> Hold | None:
+    """The last look before a server goes: what its pool shows now may differ from when it was decided, or when it was out before.
+
+    `leaving`: servers that go in this same turn; those sent away earlier count as out although no picture shows it yet.
+    """
+    balancer, pool = world.balancers[server.balancer], f"{server.balancer}/{server.ref.pool}"
+    counted = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
+    gone = {ref for ref in counted if ServerRef(server.balancer, ref) in leaving}
+    gone |= {ref for ref in counted if (sent := balancer.sent.get(ref)) is not None and sent.serve is Serve.NONE and not sent.is_settled}
+    gone |= {ref for ref, seen in counted.items() if not is_in_rotation(seen)} | {server.ref}
+    n, out, most = len(counted), len(gone), budget(len(counted), strength, guards)
+    if out > most:
+        return Hold(HoldName.MAX_EJECTED, f"{out} of {n} of {pool} would be out, {most} allowed ({strength} evidence)")
+    if n - out < guards.min_healthy:
+        return Hold(HoldName.MIN_HEALTHY, f"{n - out} would be left in rotation in {pool}, at least {guards.min_healthy} must be")
+    return None
+
+
 def against_ejection(
     world: World,
     service: ServiceState,
@@ -208,7 +217,7 @@ def against_ejection(
 ) -> list[Hold]:
     """Every reason not to take this instance out now; empty = it may go. `spent`: ejections already decided in this turn."""
     policy = world.policy.services[service.name]
-    holds = [*_we_ourselves(world, service, state, now), *_not_ours_to_act(world, state, now)]
+    holds = [*_we_ourselves(world, service, state, now), *not_ours_to_act(world, state, now)]
     for group in among:
         if (hold := over_budget(group, state.instance, strength, policy.guards)) is not None:
             holds.append(hold)
@@ -300,11 +309,14 @@ def _we_ourselves(world: World, service: ServiceState, state: InstanceState, now
     return holds
 
 
-def _not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold]:
+def not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold]:
+    """Others' words, and balancers that cannot be told: reasons that hold as well for an ejection which has not reached any yet."""
     holds = []
     policy = world.policy.services[state.instance.service]
     if (freeze := world.freeze_of(state.instance.service, now)) is not None:
         holds.append(Hold(HoldName.FROZEN, f"frozen by {freeze.actor}" + (f": {freeze.reason}" if freeze.reason else ""), state.instance))
+    if state.ejection is None and (out := _out_by_others(world, state)):
+        holds.append(Hold(HoldName.OPERATOR, f"{out} is out by a hand we do not know; `adopt` makes it ours", state.instance))
     if state.operator is not Operator.READY:
         holds.append(Hold(HoldName.OPERATOR, f"an operator has it in {state.operator}", state.instance))
     if now < state.hands_off_until:
@@ -312,11 +324,18 @@ def _not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hol
             Hold(HoldName.HANDS_OFF, f"made ready by hand; hands off for {state.hands_off_until - now:.0f} s more", state.instance)
         )
     if policy.pools and policy.mode is Mode.ACT:
-        holds += _cannot_write(world, state)
+        holds += _cannot_write(world, state, now)
     return holds
 
 
-def _cannot_write(world: World, state: InstanceState) -> list[Hold]:
+def _out_by_others(world: World, state: InstanceState) -> str:
+    """Its servers, if all of them are out on our axis already: to eject it would be to make somebody else's act ours, and undo it later."""
+    seen = [world.seen(server) for server in state.servers]
+    is_out = bool(seen) and all(s is not None and is_orphan(state, s) for s in seen)
+    return ", ".join(map(str, state.servers)) if is_out else ""
+
+
+def _cannot_write(world: World, state: InstanceState, now: float) -> list[Hold]:
     if not state.servers:
         return [Hold(HoldName.NOT_IN_POOL, "it is in no pool of ours: probed, never written", state.instance)]
     acting = [s for s in state.servers if world.policy.balancers[s.balancer].mode is Mode.ACT]
@@ -325,10 +344,22 @@ def _cannot_write(world: World, state: InstanceState) -> list[Hold]:
     standby = [s for s in acting if s.balancer in world.standby]
     if len(standby) == len(acting):
         return [Hold(HoldName.STANDBY, world.standby[acting[0].balancer], state.instance)]
+    lost = {name: why for name in dict.fromkeys(s.balancer for s in acting if s not in standby) if (why := _lost(world, state, name, now))}
+    if all(s.balancer in lost for s in acting if s not in standby):
+        return [Hold(HoldName.BALANCER_LOST, "; ".join(lost.values()), state.instance)]
     whys = [seen.writable for s in acting if (seen := world.seen(s)) is not None]
     if whys and all(whys):
         return [Hold(HoldName.NOT_WRITABLE, str(whys[0]), state.instance)]
     return []
+
+
+def _lost(world: World, state: InstanceState, name: str, now: float) -> str:
+    """Why what this balancer last showed is no ground to eject on; "" when it is."""
+    balancer, longest = world.balancers[name], world.policy.services[state.instance.service].guards.picture_max_age_s
+    if balancer.error:
+        return f"balancer {name} cannot be asked: {balancer.error}"
+    age, longest = now - balancer.seen_at, max(longest, 3.0 * world.policy.balancers[name].observe_every_s)
+    return f"balancer {name} was last looked at {age:.1f} s ago, {longest:.0f} s at most" if age > longest else ""
 
 
 def _velocity(service: ServiceState, state: InstanceState, strength: Strength, guards: Guards, now: float, spent: float) -> list[Hold]:

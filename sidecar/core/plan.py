@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import guard
-from sidecar.core.model import Hold, HoldName, ServerRef
+from sidecar.core.model import Hold, HoldName, Instance, ServerRef
 from sidecar.core.policy import BalancerPolicy, Mode, Policy
-from sidecar.core.world import BalancerState, InstanceState, Sent, World, strictest
+from sidecar.core.world import BalancerState, InstanceState, Sent, World, is_at, strictest
 
 RETRY_S, RETRY_MAX_S = 0.2, 30.0
 """After a refusal: wait for a fresh picture and this long, doubling."""
@@ -14,25 +14,39 @@ EFFECT_GRACE_S = 1.0
 """How much longer than its `settle_s` a change may take to show before it is sent again."""
 
 
-def plan(world: World, policy: Policy, now: float) -> tuple[dict[str, tuple[Change, ...]], list[Hold]]:
-    """The changes each balancer needs now, and the holds that keep others back."""
+def plan(
+    world: World, policy: Policy, now: float, undecided: frozenset[Instance] = frozenset()
+) -> tuple[dict[str, tuple[Change, ...]], list[Hold]]:
+    """The changes each balancer needs now, and the holds that keep others back.
+
+    `undecided`: instances about which this very turn means to do something; until that is on disk their axis of ours is left as it is.
+    """
     changes: dict[str, list[Change]] = {}
     holds: list[Hold] = []
+    leaving: set[ServerRef] = set()
+    anyones: set[ServerRef] = set()
     for name, service in world.services.items():
         if name not in policy.services:
             continue
         for state in service.instances.values():
-            if state.ejection is None and not state.overrides and not _said_any(world, state):
+            anyones.update(state.servers)
+            if state.ejection is None and not state.overrides and not state.ended and not _said_any(world, state):
                 continue
             for server in state.servers:
                 balancer = world.balancers.get(server.balancer)
                 if balancer is None or not _may_write(world, policy, server.balancer):
                     continue
-                change = _on_operators_axis(world, balancer, server.ref, state, policy.balancers[server.balancer])
-                if change is None and state.ejection is not None and state.ejection.enforced:
-                    change = _on_our_axis(world, policy, server, state, holds, now)
+                wanted, who = wanted_of(state, policy.balancers[server.balancer]), sorted({o.actor for o in state.overrides.values()})
+                change = _on_operators_axis(balancer, server.ref, wanted, ", ".join(who) or "cleared", now)
+                if change is None and state.ejection is not None and state.ejection.enforced and state.instance not in undecided:
+                    change = _on_our_axis(world, policy, server, state, holds, leaving, now)
                 if change is not None:
                     changes.setdefault(server.balancer, []).append(change)
+    for name, balancer in world.balancers.items():
+        if name in policy.balancers and _may_write(world, policy, name):
+            for ref in [ref for ref in balancer.said if ServerRef(name, ref) not in anyones]:
+                if (change := _on_operators_axis(balancer, ref, Operator.READY, "it is no instance of ours any more", now)) is not None:
+                    changes.setdefault(name, []).append(change)
     return {name: tuple(found) for name, found in changes.items()}, holds
 
 
@@ -44,27 +58,33 @@ def _may_write(world: World, policy: Policy, balancer: str) -> bool:
 # ---- our own axis ----
 
 
-def _on_our_axis(world: World, policy: Policy, server: ServerRef, state: InstanceState, holds: list[Hold], now: float) -> Change | None:
+def _on_our_axis(
+    world: World, policy: Policy, server: ServerRef, state: InstanceState, holds: list[Hold], leaving: set[ServerRef], now: float
+) -> Change | None:
     ejection = state.ejection
     assert ejection is not None, "asked only for what is out, or on its way back"
     balancer = world.balancers[server.balancer]
     seen = balancer.seen.get(server.ref)
     service = state.instance.service
-    if seen is None or state.proposed is not None or state.overruled or state.new_life:
+    if seen is None or server in state.others or state.proposed or state.overruled or state.new_life:
         return None
-    want = Setting(Serve.FULL if ejection.returning else Serve.NONE)
-    if seen.ours.serve is want.serve and (want.serve is Serve.NONE or seen.ours.weight_pct == 100):
+    sent = balancer.sent.get(server.ref)
+    want = Setting(Serve.FULL if ejection.returning or not is_at(seen, state.instance) else Serve.NONE)
+    if seen.ours.serve is want.serve and (want.serve is Serve.NONE or seen.ours.weight_pct == 100) and not _is_contradicted(sent, want):
         return None
-    if world.freeze_of(service, now) is not None and not ejection.returning:
+    if want.serve is Serve.NONE and not _may_leave(world, policy, seen, service, now):
         return None
     if seen.writable is not None:
         holds.append(Hold(HoldName.NOT_WRITABLE, f"{server}: {seen.writable}", state.instance, service))
         return None
-    sent = balancer.sent.get(server.ref)
     if sent is not None and sent.serve is want.serve and not _may_repeat(balancer, sent, seen, now):
         return None
-    if want.serve is Serve.NONE and _would_break_floor(world, policy, server, state, holds):
-        return None
+    if want.serve is Serve.NONE:
+        hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving)
+        if hold is not None:
+            holds.append(Hold(hold.name, hold.why, state.instance, service))
+            return None
+        leaving.add(server)
     in_flight = ejection.in_flight if policy.balancers[server.balancer].kill and want.serve is Serve.NONE else InFlight.KEEP
     note = seen.note or world.notes.get(server, "")
     why = ejection.cause if want.serve is Serve.NONE else "recovered"
@@ -75,20 +95,23 @@ def _may_repeat(balancer: BalancerState, sent: Sent, seen: Seen, now: float) -> 
     """The same was sent before: again only if it was refused or forgotten, on a newer picture, with growing patience."""
     if sent.confirmed or sent.generation != seen.generation:
         return balancer.seen_at > sent.at
-    wait = min(RETRY_S * 2.0**sent.retries, RETRY_MAX_S) if sent.refused else sent.settle_s + EFFECT_GRACE_S
+    wait = _patience_s(sent.retries) if sent.refused else sent.settle_s + EFFECT_GRACE_S
     return now - sent.at >= wait and balancer.seen_at > sent.at
 
 
-def _would_break_floor(world: World, policy: Policy, server: ServerRef, state: InstanceState, holds: list[Hold]) -> bool:
-    """The last look before a server goes: what the balancer shows now may differ from when it was decided."""
-    service = world.services[state.instance.service]
-    guards = policy.services[service.name].guards
-    left = guard.left_in_pool(world, server, state)
-    if left >= guards.min_healthy:
-        return False
-    why = f"{left} would be left in rotation in {server.balancer}/{server.ref.pool}, at least {guards.min_healthy} must be"
-    holds.append(Hold(HoldName.MIN_HEALTHY, why, state.instance, service.name))
-    return True
+def _patience_s(refusals: int) -> float:
+    return float(min(RETRY_S * 2.0 ** min(refusals, 16), RETRY_MAX_S))
+
+
+def _is_contradicted(sent: Sent | None, want: Setting) -> bool:
+    """The opposite was sent and may still be on its way: what the balancer shows now is not yet the end of it."""
+    return sent is not None and sent.serve is not want.serve and not sent.is_settled
+
+
+def _may_leave(world: World, policy: Policy, seen: Seen, service: str, now: float) -> bool:
+    """Nothing is taken out in observe mode or a freeze, nor where an operator has it out already."""
+    is_acting = policy.services[service].mode is Mode.ACT
+    return is_acting and seen.operator is Operator.READY and world.freeze_of(service, now) is None
 
 
 # ---- the operator's axis, for drain and maint by our commands ----
@@ -98,17 +121,25 @@ def _said_any(world: World, state: InstanceState) -> bool:
     return any(s.ref in world.balancers[s.balancer].said for s in state.servers if s.balancer in world.balancers)
 
 
-def _on_operators_axis(world: World, balancer: BalancerState, ref: Ref, state: InstanceState, traits: BalancerPolicy) -> Change | None:
-    """Set what our commands want where the operator has said nothing himself; undo only what is ours."""
-    seen = balancer.seen.get(ref)
-    if seen is None or ref in balancer.said_pending:
-        return None
+def wanted_of(state: InstanceState, traits: BalancerPolicy) -> Operator:
+    """What our commands want it in on this balancer; one that knows no draining is given maintenance."""
     wanted = strictest(o.state for o in state.overrides.values())
-    if wanted is Operator.DRAINING and not traits.drain:
-        wanted = Operator.MAINTENANCE
+    return Operator.MAINTENANCE if wanted is Operator.DRAINING and not traits.drain else wanted
+
+
+def _on_operators_axis(balancer: BalancerState, ref: Ref, wanted: Operator, who: str, now: float) -> Change | None:
+    """Set what our commands want where the operator has said nothing himself; undo only what is ours."""
+    seen, pending = balancer.seen.get(ref), balancer.said_pending.get(ref)
+    if seen is None:
+        return None
+    if pending is not None and pending.word is wanted and balancer.seen_at <= pending.at + seen.settle_s + EFFECT_GRACE_S:
+        return None
+    refused = balancer.said_refused.get(ref)
+    if refused is not None and not (now - refused.at >= _patience_s(refused.times - 1) and balancer.seen_at > refused.at):
+        return None
     ours = balancer.said.get(ref)
-    if seen.operator is wanted or (seen.operator is not Operator.READY and ours is not seen.operator):
+    is_so = seen.operator is wanted and (pending is None or pending.word is wanted)
+    if is_so or (seen.operator is not Operator.READY and ours is not seen.operator):
         return None
     serve = {Operator.READY: Serve.FULL, Operator.DRAINING: Serve.DRAIN, Operator.MAINTENANCE: Serve.NONE}[wanted]
-    who = ", ".join(sorted({o.actor for o in state.overrides.values()})) or "cleared"
     return Change(ref, Setting(serve), seen, Axis.OPERATOR, note=seen.note, why=who)

@@ -15,10 +15,12 @@ FAST = frozenset({Reason.REFUSED, Reason.RESET})
 class Streak:
     """One check of one instance. Owner: its InstanceState; changed by `step` and `clear` only.
 
-    `verdict_at`: when the failure that made the evidence complete ended; None while it is not complete.
-    `last_bad_asked_at`: when the newest failure was asked. `window`: (ended, bad) of the last `Rules.window` answers, oldest first.
+    `since`: what was asked before belongs to another life. `verdict_at`: when the failure that made the evidence complete ended; None
+    while it is not complete. `last_bad_asked_at`: when the newest failure was asked.
+    `window`: (ended, bad) of the last `Rules.window` answers, oldest first.
     """
 
+    since: float = float("-inf")
     good_run: int = 0
     bad_run: int = 0
     fast_run: int = 0
@@ -45,8 +47,8 @@ class Streak:
 
 
 def step(streak: Streak, outcome: Outcome, rules: Rules) -> None:
-    """Take one outcome in. Unknown ones are evidence of nothing; the opposite result resets a run."""
-    if outcome.result is Result.UNKNOWN:
+    """Take one outcome in. Unknown ones, and those asked in another life, are evidence of nothing; the opposite result resets a run."""
+    if outcome.result is Result.UNKNOWN or outcome.started < streak.since:
         return
     bad = outcome.result is Result.FAIL
     streak.answers += 1
@@ -55,7 +57,7 @@ def step(streak: Streak, outcome: Outcome, rules: Rules) -> None:
     if not bad:
         streak.good_run += 1
         streak.bad_run = streak.fast_run = 0
-        if streak.rule == "consecutive" or not _window_bad(streak, outcome.ended, rules):
+        if streak.rule == "consecutive" or risen(streak, rules) or not _window_bad(streak, outcome.ended, rules):
             streak.verdict_at, streak.rule = None, ""
         return
     _count_bad(streak, outcome)
@@ -64,8 +66,9 @@ def step(streak: Streak, outcome: Outcome, rules: Rules) -> None:
         streak.verdict_at = outcome.ended if streak.rule else None
 
 
-def clear(streak: Streak) -> None:
-    """Forget all evidence: a new life, or a time we did not see."""
+def clear(streak: Streak, now: float) -> None:
+    """Forget all evidence, also that which is still being asked for: a new life, or a time we did not see."""
+    streak.since = now
     streak.good_run = streak.bad_run = streak.fast_run = streak.answers = 0
     streak.verdict_at, streak.rule, streak.reason, streak.detail = None, "", None, ""
     streak.window.clear()

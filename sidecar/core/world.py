@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lbplugins.values import Address, Axis, Operator, Ref, Seen, Serve
+from lbplugins.values import Address, Axis, Change, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import streak as streaks
 from sidecar.core.model import (
     Act,
@@ -78,7 +78,13 @@ class TargetState:
 
 @dataclass(slots=True)
 class InstanceState:
-    """One life of one instance."""
+    """One life of one instance.
+
+    `others`: its servers that others had out on our axis before we ejected it. `is_void`: the evidence had gone before the ejection was on
+    disk. `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
+    kept until no balancer shows them. `is_reclaiming`: after a restart it is still open which of the words that the balancers show are
+    ours. `proposed`: those of our intents that are on their way to the disk.
+    """
 
     instance: Instance
     since: float
@@ -94,13 +100,29 @@ class InstanceState:
     flap_level: float = 0.0
     flap_at: float = 0.0
     hands_off_until: float = float("-inf")
+    others: frozenset[ServerRef] = frozenset()
+    is_void: bool = False
     overruled: str = ""
+    unsaid: str = ""
     new_life: bool = False
     overrides: dict[str, Override] = field(default_factory=dict)
-    proposed: Act | None = None
+    ended: dict[str, Override] = field(default_factory=dict)
+    ended_at: float = float("-inf")
+    is_reclaiming: bool = False
+    proposed: tuple[Act, ...] = ()
     told: Judgement = Judgement.UNKNOWN
     told_at: float = 0.0
     reason: str = ""
+
+    def say(self, override: Override, at: float) -> None:
+        """One owner's word is in force, or over."""
+        if override.until is None or at < override.until:
+            self.overrides[override.owner] = override
+            self.ended.pop(override.owner, None)
+            return
+        self.overrides.pop(override.owner, None)
+        self.ended[override.owner] = override
+        self.ended_at, self.unsaid = at, ""
 
 
 @dataclass(slots=True)
@@ -145,6 +167,30 @@ class Sent:
     confirmed: bool = False
     generation: str = ""
 
+    @property
+    def is_settled(self) -> bool:
+        """Nothing of it is on its way any more: a picture has shown it, or the balancer said no."""
+        return self.confirmed or bool(self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What was last written on a server's operator axis and not seen yet. `before`: an earlier one whose fate was never known either."""
+
+    word: Operator
+    at: float
+    before: Operator | None = None
+
+
+@dataclass(slots=True)
+class Refused:
+    """The balancer said no to a word of ours on the operator's axis, so many times in a row, last at `at`."""
+
+    why: str
+    at: float
+    times: int = 1
+    told: str = ""
+
 
 @dataclass(slots=True)
 class BalancerState:
@@ -159,7 +205,8 @@ class BalancerState:
     told: str = ""
     sent: dict[Ref, Sent] = field(default_factory=dict)
     said: dict[Ref, Operator] = field(default_factory=dict)
-    said_pending: dict[Ref, Operator] = field(default_factory=dict)
+    said_pending: dict[Ref, Word] = field(default_factory=dict)
+    said_refused: dict[Ref, Refused] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -172,6 +219,7 @@ class World:
     targets: dict[Target, TargetState] = field(default_factory=dict)
     balancers: dict[str, BalancerState] = field(default_factory=dict)
     freezes: dict[str, Freeze] = field(default_factory=dict)
+    unfreezing: set[str] = field(default_factory=set)
     notes: dict[ServerRef, str] = field(default_factory=dict)
     adopted: dict[Instance, Ejection] = field(default_factory=dict)
     adopted_overrides: list[Override] = field(default_factory=list)
@@ -182,6 +230,7 @@ class World:
     blind_until: float = float("-inf")
     blind_why: str = ""
     journal_fault: str = ""
+    unwritten: list[Intent] = field(default_factory=list)
     standby: dict[str, str] = field(default_factory=dict)
 
     # ---- the only two ways in ----
@@ -220,9 +269,14 @@ class World:
         self.events.clear()
         self.scheduled(decision.asks)
         for intent in decision.intents:
+            if intent.act is Act.FORGET and intent.instance is not None:
+                self.adopted.pop(intent.instance, None)
+            if intent.act is Act.UNFREEZE and intent.freeze is not None:
+                self.unfreezing.add(intent.freeze.service)
             if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
-                state.proposed = intent.act
+                state.proposed = (*state.proposed, intent.act)
         self.commands.clear()
+        self.unwritten = [intent for intent in self.unwritten if intent not in decision.intents]
         self._settle_judgements(decision)
         self._settle_holds(decision)
         for service in self.services.values():
@@ -243,7 +297,9 @@ class World:
                         generation=change.expect.generation,
                     )
                 else:
-                    balancer.said_pending[change.ref] = _operator_of(change.want.serve)
+                    word, pending = _operator_of(change.want.serve), balancer.said_pending.get(change.ref)
+                    before = None if pending is None else pending.before if pending.word is word else pending.word
+                    balancer.said_pending[change.ref] = Word(word, decision.at, before)
 
     def scheduled(self, asks: Iterable[Ask]) -> None:
         """Note which questions are on their way."""
@@ -386,7 +442,8 @@ class World:
             service.instances[instance] = state
             state.hands_off_until = self.adopted_hands_off.pop(instance, float("-inf"))
             for override in [o for o in self.adopted_overrides if o.instance == instance]:
-                state.overrides[override.owner] = override
+                state.say(override, at)
+                state.is_reclaiming = True
                 self.adopted_overrides.remove(override)
             service.alert = True
             self._plan_checks(state)
@@ -413,7 +470,7 @@ class World:
             if state.instance in target.users and target.target not in mine:
                 self._unuse(target, state.instance)
         for key, plan in wanted.items():
-            state.checks.setdefault(key, Streak())
+            state.checks.setdefault(key, Streak(since=state.since))
             name = self._target(state.instance, plan)
             known = self.targets.get(name)
             if known is None:
@@ -469,13 +526,21 @@ class World:
         earlier, balancer.seen = balancer.seen, dict(fact.servers)
         balancer.seen_at = fact.at
         balancer.pools = sorted(fact.pools)
-        changed = False
-        for ref, seen in balancer.seen.items():
-            changed |= self._compare(balancer, ref, earlier.get(ref), seen, fact.at)
-        changed |= earlier.keys() != balancer.seen.keys()
+        changed = earlier.keys() != balancer.seen.keys()
         for name in names:
             changed |= self._members_from(fact.balancer, balancer, name, fact.at)
+        for ref, seen in balancer.seen.items():
+            changed |= self._compare(balancer, ref, earlier.get(ref), seen, fact.at)
+        for name in names:
+            self._end_reclaiming(name)
         return names if changed or any(self.services[n].alert for n in names) else ()
+
+    def _end_reclaiming(self, service_name: str) -> None:
+        """Once all balancers have been looked at in this life, a word that is not known to be ours is somebody else's."""
+        pools = self.policy.services[service_name].pools
+        for state in self.services[service_name].instances.values():
+            if state.is_reclaiming:
+                state.is_reclaiming = any(self.balancers[owner].seen_at < state.since for owner, _ in pools if owner in self.balancers)
 
     def _members_from(self, name: str, balancer: BalancerState, service_name: str, at: float) -> bool:
         """Instances from the balancer's own lists, where the configuration names no other source."""
@@ -504,16 +569,24 @@ class World:
                 if ref.pool == pool and seen.address is not None:
                     by_address.setdefault(seen.address, []).append(ServerRef(owner, ref))
         for state in service.instances.values():
-            servers = tuple(by_address.pop(state.instance.address, ()))
-            if servers:
-                state.servers = servers
-            elif state.servers and not any(self.seen(server) for server in state.servers):
-                state.servers = ()
+            servers = by_address.pop(state.instance.address, [])
+            servers += [server for server in state.servers if server not in servers and self._is_still_its(state, server)]
+            state.servers = tuple(servers)
             self._operator_of_instance(state)
         service.unlisted = tuple(server for servers in by_address.values() for server in servers)
 
+    def _is_still_its(self, state: InstanceState, server: ServerRef) -> bool:
+        """A server that shows no address stays with the instance; one with another address until our ejection is undone there."""
+        seen = self.seen(server)
+        if seen is None or (server.balancer, server.ref.pool) not in self.policy.services[state.instance.service].pools:
+            return False
+        if seen.address is None:
+            return True
+        is_ours = state.ejection is not None and state.ejection.enforced
+        return is_ours and seen.address != state.instance.address and seen.ours.serve is not Serve.FULL
+
     def _operator_of_instance(self, state: InstanceState) -> None:
-        words = [seen.operator for server in state.servers if (seen := self.seen(server)) is not None]
+        words = [seen.operator for server in state.servers if (seen := self.seen(server)) is not None and is_at(seen, state.instance)]
         words += [o.state for o in state.overrides.values()]
         state.operator = strictest(words)
 
@@ -525,6 +598,10 @@ class World:
         if sent is not None and not sent.confirmed and seen.ours.serve is sent.serve:
             sent.confirmed, sent.generation = True, seen.generation
         self._adopt(server, seen, instance_state, at)
+        if instance_state is not None and seen.ours.serve is Serve.FULL:
+            instance_state.others -= {server}
+        if sent is None and instance_state is not None and seen.ours.serve is Serve.NONE and _is_out_by_us(instance_state):
+            balancer.sent[ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)  # from an earlier life, or adopted
         by_us = self._compare_said(balancer, ref, before, seen, instance_state)
         if before is None:
             return True
@@ -567,14 +644,30 @@ class World:
             ejection = self.adopted.get(instance)
             if ejection is None or (server.balancer, server.ref.pool) not in policy.pools:
                 continue
-            if seen.ours.serve is not Serve.FULL:
-                del self.adopted[instance]
-                self._join(self.services[name], instance, "", at)
-                state = self.services[name].instances[instance]
-                state.ejection, state.repeat = ejection, ejection.repeat
-                state.told, state.told_at = Judgement.EJECTED, ejection.at
-                self.balancers[server.balancer].sent[server.ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)
-                self._tell("adopted", at, "sidecar", f"{instance} is out by us from before our restart: {ejection.cause}", name, instance)
+            if seen.ours == Setting():
+                continue
+            del self.adopted[instance]
+            self._join(self.services[name], instance, "", at)
+            state = self.services[name].instances[instance]
+            state.ejection, state.repeat = ejection, ejection.repeat
+            state.told, state.told_at = Judgement.EJECTED, ejection.at
+            self.balancers[server.balancer].sent[server.ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)
+            self._map_servers(self.services[name])
+            self._tell("adopted", at, "sidecar", f"{instance} is out by us from before our restart: {ejection.cause}", name, instance)
+
+    def lapsed(self) -> list[Ejection]:
+        """What an earlier life had in its journal and no balancer shows: all of them have been looked at, none has it out."""
+        return [ejection for instance, ejection in self.adopted.items() if self._is_nowhere_out(instance)]
+
+    def _is_nowhere_out(self, instance: Instance) -> bool:
+        policy = self.policy.services.get(instance.service)
+        for owner, pool in policy.pools if policy is not None else ():
+            balancer = self.balancers.get(owner)
+            if balancer is None or balancer.error or balancer.seen_at == float("-inf"):
+                return False
+            if any(ref.pool == pool and seen.ours != Setting() and is_at(seen, instance) for ref, seen in balancer.seen.items()):
+                return False
+        return policy is not None
 
     def _operator_moved(self, server: ServerRef, before: Seen, seen: Seen, state: InstanceState, at: float) -> None:
         """Somebody else's word about an instance changed; the end of his drain or maintenance starts a new life."""
@@ -582,30 +675,34 @@ class World:
         self._tell("operator", at, "outside", sentence, state.instance.service, state.instance)
         if seen.operator is Operator.READY:
             for check in state.checks.values():
-                streaks.clear(check)
+                streaks.clear(check, at)
             state.probation_at, state.repeat = None, 0
             state.new_life = state.ejection is not None and seen.ours.serve is not Serve.NONE
 
     def _compare_said(self, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None) -> bool:
         """Keep track of which word on the operator's axis is ours: written by us, and still shown. True if this change was our doing."""
         pending = balancer.said_pending.get(ref)
-        if pending is not None and seen.operator is pending:
-            balancer.said[ref] = pending
+        if pending is not None and seen.operator is pending.word:
             del balancer.said_pending[ref]
-            if pending is Operator.READY:
-                del balancer.said[ref]
+            balancer.said_refused.pop(ref, None)
+            balancer.said.pop(ref, None)
+            if pending.word is not Operator.READY:
+                balancer.said[ref] = pending.word
             return True
-        if state is not None and ref not in balancer.said and before is None:
-            wanted = strictest(o.state for o in state.overrides.values())
-            if wanted is not Operator.READY and seen.operator is wanted:
-                balancer.said[ref] = wanted
+        if pending is not None and pending.before is not None and seen.operator is pending.before and seen.operator is not Operator.READY:
+            balancer.said[ref] = pending.before
+            return True
+        if state is not None and state.is_reclaiming and ref not in balancer.said:
+            traits, words = self.policy.balancers[balancer.name], {o.state for o in (*state.overrides.values(), *state.ended.values())}
+            if seen.operator in words or (Operator.DRAINING in words and not traits.drain and seen.operator is Operator.MAINTENANCE):
+                balancer.said[ref] = seen.operator
         said = balancer.said.get(ref)
         if said is None or seen.operator is said:
             return False
         if before is not None and before.generation == seen.generation and pending is None:
             del balancer.said[ref]
             if seen.operator is Operator.READY and state is not None and state.overrides:
-                state.overruled = f"{balancer.name}/{ref} was made ready by hand"
+                state.unsaid = f"{balancer.name}/{ref} was made ready by hand"
         elif seen.operator is Operator.READY:
             del balancer.said[ref]
         return False
@@ -617,7 +714,7 @@ class World:
         for intent in fact.intents:
             state = self.state_of(intent.instance) if intent.instance else None
             if state is not None:
-                state.proposed = None
+                state.proposed = _less(state.proposed, intent.act)
         if fact.error:
             if not self.journal_fault:
                 self._tell("self", fact.at, "sidecar", f"the intents journal cannot be written, nothing is ejected: {fact.error}")
@@ -625,6 +722,8 @@ class World:
             for intent in fact.intents:
                 if intent.act is not Act.EJECT:  # giving back and obeying need no permission from our disk
                     self._take_intent(intent, fact.at)
+                    self.unwritten.append(intent)
+            del self.unwritten[:-UNWRITTEN_KEPT]
             return tuple(touched)
         for intent in fact.intents:
             self._take_intent(intent, fact.at)
@@ -636,10 +735,9 @@ class World:
             self.freezes[intent.freeze.service] = intent.freeze
         elif intent.act is Act.UNFREEZE and intent.freeze is not None:
             self.freezes.pop(intent.freeze.service, None)
+            self.unfreezing.discard(intent.freeze.service)
         state = self.state_of(intent.instance) if intent.instance else None
         if state is None:
-            if intent.act is Act.FORGET and intent.instance is not None:
-                self.adopted.pop(intent.instance, None)
             return
         match intent.act:
             case Act.EJECT:
@@ -661,23 +759,30 @@ class World:
                         balancer.sent.pop(server.ref, None)
                 self._sweep(self.services[state.instance.service])
             case Act.OVERRIDE if intent.override is not None:
-                state.overrides[intent.override.owner] = intent.override
+                state.say(intent.override, at)
                 self._operator_of_instance(state)
             case Act.CLEAR if intent.override is not None:
                 state.overrides.pop(intent.override.owner, None)
-                state.overruled = ""
+                state.ended.pop(intent.override.owner, None)
                 self._operator_of_instance(state)
             case Act.HANDS_OFF:
                 state.hands_off_until, state.overruled = intent.until or at, ""
                 if state.ejection is not None:
-                    state.ejection = replace(state.ejection, returning=True)
+                    state.ejection, state.new_life = replace(state.ejection, returning=True), False
                     state.probation_at = state.returned_at = at
             case _:
                 pass
 
     def _ejected(self, state: InstanceState, intent: Intent, at: float) -> None:
         assert intent.ejection is not None, "an EJECT intent carries its ejection"
+        self.adopted.pop(state.instance, None)  # this one is in force now
+        if state.ejection is None and intent.by.startswith("rule:"):
+            pictured = [(server, self.seen(server)) for server in state.servers]
+            state.others = frozenset(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
+        elif not intent.by.startswith("rule:"):
+            state.others = frozenset()  # adopted: from now on it is ours
         state.ejection, state.repeat, state.probation_at = intent.ejection, intent.ejection.repeat, None
+        state.is_void = not any(check.failed for check in state.checks.values())
         self._spend_flap(state, at)
         service = self.services[state.instance.service]
         guards = self.policy.services[service.name].guards
@@ -699,7 +804,7 @@ class World:
         balancer = self.balancers.setdefault(fact.balancer, BalancerState(fact.balancer))
         for change, why in fact.refused:
             if change.on is Axis.OPERATOR:
-                balancer.said_pending.pop(change.ref, None)
+                self._word_refused(balancer, change, why, fact.at)
             if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
                 # Once is no news: it moved between our look and our write, and is looked at again at once.
                 if sent.retries and sent.told != why:
@@ -708,12 +813,24 @@ class World:
                 sent.refused, sent.at, sent.retries = why, fact.at, sent.retries + 1
         if fact.error:
             for change in fact.changes:
-                if (sent := balancer.sent.get(change.ref)) is not None:
+                if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
                     sent.refused, sent.at, sent.retries = fact.error, fact.at, sent.retries + 1
             if balancer.told != fact.error:
                 self._tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
         balancer.told = fact.error
         return tuple(n for n, p in self.policy.services.items() if any(b == fact.balancer for b, _ in p.pools))
+
+    def _word_refused(self, balancer: BalancerState, change: Change, why: str, at: float) -> None:
+        pending = balancer.said_pending.get(change.ref)
+        if pending is not None and pending.word is _operator_of(change.want.serve):
+            del balancer.said_pending[change.ref]
+            if pending.before is not None:
+                balancer.said_pending[change.ref] = Word(pending.before, at)
+        earlier = balancer.said_refused.get(change.ref)
+        refused = balancer.said_refused[change.ref] = Refused(why, at, earlier.times + 1 if earlier else 1, earlier.told if earlier else "")
+        if refused.times > 1 and refused.told != why:
+            self._tell("refused", at, "sidecar", f"{balancer.name}/{change.ref} refused: {why}")
+            refused.told = why
 
     # ---- ourselves ----
 
@@ -771,9 +888,7 @@ class World:
         for service in self.services.values():
             for state in service.instances.values():
                 for check in state.checks.values():
-                    check.bad_run = check.fast_run = check.good_run = 0
-                    check.verdict_at, check.rule = None, ""
-                    check.window.clear()
+                    streaks.clear(check, fact.at)
         self.blind_until, self.blind_why = fact.at + 1.0, f"we did not run for {fact.gap_s:.1f} s"
         self._tell("self", fact.at, "sidecar", f"we did not run for {fact.gap_s:.1f} s; evidence from before is void")
         return tuple(self.services)
@@ -835,6 +950,8 @@ BLIND_S = 0.5
 EPISODE_S = 5.0
 """A hold that was absent this long is over; the next one is told anew."""
 EVENTS_KEPT = 1000
+UNWRITTEN_KEPT = 1000
+"""Intents that took effect while the disk was full, and are written down when it has room again."""
 
 
 def strictest(words: Iterable[Operator]) -> Operator:
@@ -877,18 +994,31 @@ def _operator_of(serve: Serve) -> Operator:
     return {Serve.FULL: Operator.READY, Serve.DRAIN: Operator.DRAINING, Serve.NONE: Operator.MAINTENANCE}[serve]
 
 
+def _less(acts: tuple[Act, ...], one: Act) -> tuple[Act, ...]:
+    """Without the first of its kind."""
+    i = acts.index(one) if one in acts else len(acts)
+    return (*acts[:i], *acts[i + 1 :])
+
+
+def is_at(seen: Seen, instance: Instance) -> bool:
+    """Is this server still this instance? One without an address is taken at its name."""
+    return seen.address is None or seen.address == instance.address
+
+
 def _undone(before: Seen, seen: Seen, sent: Sent | None, state: InstanceState) -> bool:
     """Somebody made ready by hand what we had out, in the same life of the balancer."""
-    ejection = state.ejection
-    out_by_us = ejection is not None and ejection.enforced and not ejection.returning
     return (
-        out_by_us
+        _is_out_by_us(state)
         and sent is not None
         and sent.confirmed
         and sent.serve is Serve.NONE
         and before.ours.serve is Serve.NONE
         and seen.ours.serve is Serve.FULL
     )
+
+
+def _is_out_by_us(state: InstanceState) -> bool:
+    return state.ejection is not None and state.ejection.enforced and not state.ejection.returning
 
 
 def _restless(state: InstanceState) -> bool:

@@ -128,7 +128,8 @@ def fold(stored: Iterable[Stored], now_monotonic: float, boottime: float, boot_i
     """What of our earlier lives is still ours or still holds now, in this boot's monotonic seconds.
 
     An ejection of another boot, or of a clock that has gone backwards since, has expired: it is adopted as `returning`, so that the
-    server is given back and not left without an owner. Operators' words hold over boots, with the time they had left when written;
+    server is given back and not left without an owner. An override whose time has passed is adopted too, as what it is: the balancer may
+    still show it, and only who knows it to be ours can undo it. Operators' words hold over boots, with the time they had left when written;
     `wall` (seconds) shortens that by what has passed.
     """
     force, life = InForce(), _Life(now_monotonic, boottime, boot_id, wall)
@@ -152,7 +153,7 @@ def fold(stored: Iterable[Stored], now_monotonic: float, boottime: float, boot_i
             for _, each in force.ejections.values()
             if (ejection := each.intent.ejection) is not None
         ),
-        overrides=tuple(each for each in overrides if life.goes_on(each.until)),
+        overrides=tuple(overrides),
         freezes=tuple(each for each in freezes if life.goes_on(each.until)),
         notes={server: note for server, (_, _, note) in force.notes.items()},
         hands_off={instance: math.inf if end is None else end for instance, end in hands_off.items() if life.goes_on(end)},

@@ -198,8 +198,18 @@ class Watched(Site):
 
     def journaled(self, intents: Sequence[Intent]) -> None:
         for intent in intents:
+            if intent.act is Act.EJECT and intent.instance is not None:
+                self._blur(intent.instance)
             self.note(f"    w {intent.act} {intent.instance or ''} by {intent.by}{' (disk full)' if self.disk_full else ''}")
         self._check_orphans()
+
+    def _blur(self, instance: Instance) -> None:
+        """Out by a hand that we have not seen yet, and out by us: from now on nobody can tell the two apart."""
+        for side in self.sides.values():
+            for ref, server in side.servers.items():
+                seen = side.pictured.get(ref)
+                if server.address == instance.address and server.ours_by == "hand" and (seen is None or seen.ours.serve is Serve.FULL):
+                    server.ours_by = "both"
 
     def _check_orphans(self) -> None:
         """What we have out has an ejection in force, or a return that is on its way, on disk."""
@@ -297,7 +307,7 @@ class Chaos:
         self.site, self.rng = site, Random(seed * 7919 + 1)
         self.kinds = [kind for kind in KINDS if self.rng.random() < 0.5] or ["sick"]
         self.kinds += ["sick"] * 3 + ["well"] * 2
-        self.next_address = 100
+        self.next_address, self.is_peace = 100, False
         self.removed: list[tuple[Side, Ref, Server]] = []
 
     def strike(self) -> None:
@@ -358,12 +368,13 @@ class Chaos:
         server = side.touch(ref)
         word = self.rng.choice([o for o in Operator if o is not server.operator])
         self._say(f"{side.name}/{ref}: operator {server.operator} -> {word} by hand")
+        seen, was_ours = side.pictured.get(ref), server.operator_by == "us"
         server.operator, server.operator_by = word, "" if word is Operator.READY else "hand"
-        seen = side.pictured.get(ref)
-        if seen is not None and seen.operator is word and word is not Operator.READY:
+        if seen is not None and seen.operator is word and word is not Operator.READY and (was_ours or ref in side.blurred):
             server.operator_by = "us"  # as before our last look: nobody can tell that it was ever otherwise
+        if was_ours:
+            side.blurred.add(ref)
         if word is Operator.READY:
-            server.ready_at = self.site.now
             if self.rng.random() < 0.3 and server.ours_by == "us":
                 server.ours, server.ours_by = Setting(), ""  # some balancers clear both
 
@@ -404,6 +415,9 @@ class Chaos:
         """A slot gets another address: another instance, sound at first."""
         side, ref = self._server()
         old = side.servers[ref].address
+        words = {instance.address for instance, _ in self.site.force.overrides}
+        if "crash" in self.kinds and (old in words or old in {i.address for i in self.site.force.ejections}):
+            return  # both at once is more than a journal that knows addresses can tell
         self.next_address += 1
         for each in self.site.sides.values():
             for r, server in each.servers.items():
@@ -453,11 +467,23 @@ class Chaos:
     def crash(self) -> None:
         site = self.site
         site.crash()
+        self._forget_whose()
         gap = self.rng.choice([0.05, 1.0, 4.0])
         if self.rng.random() < 0.2:
             site.boot += "+"
         self._say(f"kill -9; back in {gap} s{', the machine as well' if site.boot.endswith('+') else ''}")
         site.outside(site.now + gap, self._revive)
+
+    def _forget_whose(self) -> None:
+        """What is in no journal is nobody's now; what the journal has for the same instance is ours."""
+        site = self.site
+        said = [server for instance, _ in site.force.overrides for _, server in site.servers_at(instance)]
+        for server in [server for side in site.sides.values() for server in side.servers.values()]:
+            if server.operator_by == "us" and server not in said:
+                server.operator_by = "lost"
+        for server in [server for instance in site.force.ejections for _, server in site.servers_at(instance)]:
+            if server.ours_by == "hand":
+                server.ours_by = "both"
 
     def _revive(self) -> None:
         if not self.site.alive:
@@ -540,7 +566,7 @@ class Chaos:
         if mode is Mode.OBSERVE:
             for name in site.policy.services:
                 self._command(Verb.GIVE_BACK, service=name)
-            site.outside(site.now + 1.0, lambda: self._set_mode(mode))
+            site.outside(site.now + 1.0, lambda: self._set_mode(mode) if not self.is_peace else None)
         else:
             self._set_mode(mode)
 
@@ -565,7 +591,7 @@ class Chaos:
 
     def heal(self) -> None:
         """The end of all faults. What operators said by hand stays said."""
-        site = self.site
+        site, self.is_peace = self.site, True
         self._say("peace")
         for side in site.sides.values():
             side.before_write = lambda side, changes: None
@@ -667,7 +693,8 @@ def _one_goes_bad(site: Watched, rng: Random) -> None:
     site.run(RULES.hands_off_s)
     for service in site.layout.services:
         servers = site.servers_of(service)
-        where = sorted({s.address for _, s in servers if s.serving})
+        known = {instance.address for instance in site.known_instances if instance.service == service}
+        where = sorted({s.address for _, s in servers if s.serving and s.address in known})
         if len(where) < 2 or not _room(site, service, victim := rng.choice(where)):
             continue
         site.note(f"* in peace {victim} dies")

@@ -39,20 +39,20 @@ from tests.core.lab import Answer, Lab, hangs, own_lag, refused, status_500
 SPEC = "http:/health"
 RULES = Rules(hold_down_s=1.0, hold_down_max_s=8.0, repeat_within_s=60.0, flap_burst=6, flap_per_min=60.0, hands_off_s=20.0)
 """Like the defaults, but minutes are seconds: a schedule must end while somebody waits for it."""
+FULLY = Setting()
 WORD = {Serve.FULL: Operator.READY, Serve.DRAIN: Operator.DRAINING, Serve.NONE: Operator.MAINTENANCE}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Server:
     """One server as it really is. `ours_by`, `operator_by`: who spoke last on that axis, "us", "hand" or nobody."""
 
     address: Address
     operator: Operator = Operator.READY
     operator_by: str = ""
-    ours: Setting = Setting()
+    ours: Setting = FULLY
     ours_by: str = ""
     ours_for: Address | None = None
-    ready_at: float = 0.0
     down: bool = False
     weight: int = 100
 
@@ -112,13 +112,15 @@ class Side:
         """How often others than we have changed something in a pool: what we cannot have known is not held against us."""
         self.known: dict[str, int] = {}
         self.pictured: dict[Ref, Seen] = {}
+        self.blurred: set[Ref] = set()
+        """Where an operator has changed a word of ours since our last look: if he puts it back, nobody can tell."""
         self.before_write: Callable[[Side, Sequence[Change]], None] = lambda side, changes: None
         self.restart_driver()
 
     def restart_driver(self) -> None:
         self.pending: dict[tuple[Ref, Axis], tuple[Change, int]] = {}
         self._life = getattr(self, "_life", 0) + 1
-        self._busy = False
+        self._busy = self._look_next = False
         self._look_at = self.site.now
         self._applied_at = float("-inf")
 
@@ -134,7 +136,7 @@ class Side:
         self.generation += 1
         for ref in self.servers:
             server = self.touch(ref)
-            server.ours, server.ours_by = Setting(), ""
+            server.ours, server.ours_by = FULLY, ""
             if operators_too:
                 server.operator, server.operator_by = Operator.READY, ""
 
@@ -149,7 +151,7 @@ class Side:
         if self._busy:
             return
         now = self.site.now
-        if self.pending and now >= self._applied_at + self.join_s:
+        if self.pending and now >= self._applied_at + self.join_s and not self._look_next:
             self._begin_apply()
         elif now >= self._look_at:
             self._begin_look()
@@ -162,7 +164,7 @@ class Side:
         self.site.outside(when, lambda: what() if life == self._life else None)
 
     def _begin_look(self) -> None:
-        self._busy, self._look_at = True, self.site.now + 1.0
+        self._busy, self._look_next, self._look_at = True, False, self.site.now + 1.0
         picture = None
         if self.reachable:
             picture = {ref: self.seen(server) for ref, server in self.servers.items()}
@@ -176,6 +178,7 @@ class Side:
         else:
             self.site.before_picture(self, picture)
             self.known, self.pictured = known, picture
+            self.blurred.clear()
             self.site.feed(Pictured(self.name, self.site.now, picture, frozenset(ref.pool for ref in picture)))
         self.kick()
 
@@ -195,7 +198,7 @@ class Side:
                 why = self._write(change, known)
                 (refusals if why else done).append((change, why))
         changes = tuple(change for change, _ in batch)
-        self._busy, self._applied_at, self._look_at = False, self.site.now, self.site.now
+        self._busy, self._look_next, self._applied_at, self._look_at = False, True, self.site.now, self.site.now
         if not self.reachable or self.answers_lost:
             self.site.feed(Applied(self.name, self.site.now, changes, error="no answer"))
         else:
@@ -289,9 +292,29 @@ class Site(Lab):
         if adopted is not None:
             self.world.absorb(adopted)
         self.feed(Configured(self.policy, self.now))
+        self.check_self()
+        self._forget_whose()
         for side in self.sides.values():
             side.restart_driver()
             side.kick()
+
+    def _forget_whose(self) -> None:
+        """After a restart nobody can tell an operator's word from one that our journal has for the same server."""
+        for (instance, _), (_, stored) in self.force.overrides.items():
+            word = stored.intent.override.state if stored.intent.override is not None else Operator.READY
+            for balancer, server in self.servers_at(instance):
+                has_drain = self.policy.balancers[balancer].drain
+                if server.operator is (word if has_drain or word is Operator.READY else Operator.MAINTENANCE):
+                    server.operator_by = "us"
+
+    def servers_at(self, instance: Instance) -> list[tuple[str, Server]]:
+        """The servers of one instance, each with its balancer's name."""
+        return [
+            (balancer, server)
+            for service, balancer, pool in self.layout.pools
+            for ref, server in self.sides[balancer].servers.items()
+            if service == instance.service and ref.pool == pool and server.address == instance.address
+        ]
 
     def discover(self, service: str, instances: Iterable[int]) -> None:
         self.feed(Discovered(service, "static", self.now, tuple(Instance(service, address(i)) for i in instances)))

@@ -288,7 +288,7 @@ def simulated_false_per_day(rules: Rules, interval_s: float, loss: float, probes
         at += 0.02 if streak.pending else interval_s
         if streak.failed:
             ejections += 1
-            clear(streak)
+            clear(streak, at)
     return ejections / (calm * interval_s) * 86400.0
 
 

@@ -85,10 +85,15 @@ def test_hands_off_holds_until_its_end_and_lets_the_ejection_go() -> None:
     assert adopt(stored(hands_off(until=None))).hands_off == {ONE: math.inf}
 
 
-def test_what_is_over_is_not_adopted() -> None:
-    rows = stored(overridden("kim", Operator.DRAINING, until=499.0), frozen("shop", until=500.0))
+def test_a_freeze_that_is_over_is_not_adopted() -> None:
+    assert adopt(stored(frozen("shop", until=500.0))) == adopt([])
 
-    assert adopt(rows) == adopt([])
+
+def test_an_override_that_is_over_is_adopted_as_such_until_it_is_cleared() -> None:
+    rows = stored(overridden("kim", Operator.DRAINING, until=499.0))
+
+    assert [(each.owner, each.until) for each in adopt(rows).overrides] == [("kim", 499.0)]
+    assert adopt([*rows, *stored(cleared("kim"))]).overrides == ()
 
 
 OTHER_LIVES = {
@@ -117,8 +122,9 @@ def test_words_of_another_boot_keep_the_time_they_had_left(passed: float | None,
 
     adopted = adopt(rows, None if passed is None else WALL + passed)
 
-    ends = [*(each.until for each in adopted.overrides), *(each.until for each in adopted.freezes), *(adopted.hands_off or {}).values()]
-    assert ends == ([] if left is None else [NOW + left] * 3)
+    ends = [*(each.until for each in adopted.freezes), *(adopted.hands_off or {}).values()]
+    assert ends == ([] if left is None else [NOW + left] * 2)
+    assert [each.until for each in adopted.overrides] == [NOW + (left or 0.0)], "what is over is adopted too: somebody must undo it"
     assert {each.at for each in adopted.overrides} | {each.at for each in adopted.freezes} <= {NOW}
 
 
