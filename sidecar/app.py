@@ -19,6 +19,7 @@ from lbplugins.values import Address, Ref, TrafficSample, Traits
 from sidecar import __version__
 from sidecar.balancers.driver import Driver
 from sidecar.balancers.host import Host
+from sidecar.balancers.undo import give_back, whereabouts
 from sidecar.config import compose
 from sidecar.config.load import Loaded, load
 from sidecar.config.models import ANY, BalancerOptions, Config
@@ -28,6 +29,7 @@ from sidecar.core.model import (
     Commanded,
     Configured,
     Decision,
+    Ejection,
     Event,
     Fact,
     Instance,
@@ -36,6 +38,7 @@ from sidecar.core.model import (
     Reason,
     Result,
     SelfChecked,
+    ServerRef,
     Target,
     Verb,
 )
@@ -70,6 +73,7 @@ STOP_WITHIN_S = 3.0
 ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
 LOCK_PATH_WITHIN_S = 5.0
+STRAYS_EVERY_S = 1.0
 
 
 class StartError(Exception):
@@ -164,6 +168,36 @@ class App:
         ]
         self.reconciler.deliver(facts)
         self._follow_config()
+        self._find_strays(adopted.ejections, whereabouts(stored, {e.instance for e in adopted.ejections}), adopted.notes or {})
+
+    def _find_strays(
+        self, ejections: Sequence[Ejection], servers: frozenset[tuple[Instance, ServerRef]], notes: Mapping[ServerRef, str]
+    ) -> None:
+        """What an earlier life has out where this configuration has no service: nobody else would bring it back."""
+        pools = {name: compose.pools_of(name, options) for name, options in self.config.services.items()}
+        strays = [e for e in ejections if e.instance.service not in pools]
+        where = [(i, server) for i, server in servers if (server.balancer, server.ref.pool) not in pools.get(i.service, ())]
+        for each in strays:
+            log.warning("%s is out by us from before, and its service is no longer in the configuration: it is given back", each.instance)
+        if strays or where:
+            self._tasks.start("strays", partial(self._give_back_strays, strays, where, notes))
+
+    async def _give_back_strays(
+        self, strays: Sequence[Ejection], servers: Sequence[tuple[Instance, ServerRef]], notes: Mapping[ServerRef, str]
+    ) -> None:
+        left = {server.balancer for _, server in servers}
+        while left:
+            for name in [n for n in left if n in self.drivers and self.drivers[n].is_writer]:
+                ours = {(server.ref.pool, instance.address) for instance, server in servers if server.balancer == name}
+                mine = {server.ref: note for server, note in notes.items() if server.balancer == name}
+                with contextlib.suppress(BalancerError):
+                    done, refused = await give_back(self.drivers[name].host, ours, mine, LET_GO_WITHIN_S)
+                    if not refused:
+                        left.discard(name)
+                    for ref in done:
+                        self._tell("returned", f"{name}/{ref} is given back: no service of the configuration has that pool any more")
+            await asyncio.sleep(STRAYS_EVERY_S)
+        self.reconciler.strike(strays, "its service is no longer in the configuration")
 
     async def stop(self) -> None:
         """Finish what is under way, give up nothing that is out: a lease covers it until we, or the release timer, come."""

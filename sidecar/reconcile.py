@@ -19,6 +19,7 @@ from sidecar.core.model import (
     Act,
     Ask,
     Decision,
+    Ejection,
     Fact,
     Hold,
     Intent,
@@ -180,6 +181,10 @@ class Reconciler:
             self.deliver((Journaled(tuple(i for i in intents if i not in binding), self._loop.time()),))
         if binding and not self._is_closed:
             self._pen.submit(self._append, binding)
+
+    def strike(self, ejections: Sequence[Ejection], why: str) -> None:
+        """These are ours no more, though no decision said so: the journal forgets them."""
+        self._write_down(tuple(Intent(Act.FORGET, self._loop.time(), "sidecar", why, e.instance, e) for e in ejections))
 
     def _append(self, intents: tuple[Intent, ...]) -> None:
         error = ""

@@ -48,6 +48,11 @@ class Driver:
         self._look_now = False
         self._applied_at = float("-inf")
 
+    @property
+    def is_writer(self) -> bool:
+        """May we write to it now?"""
+        return self._lock is not None and not self.standby
+
     def tell(self, changes: Sequence[Change]) -> None:
         """These should be so; a newer word about a server replaces an older one that was not sent yet."""
         for change in changes:
@@ -131,7 +136,7 @@ class Driver:
         changes = tuple(self._pending.values())
         self._pending.clear()
         loop = asyncio.get_running_loop()
-        if self.standby or self._lock is None:
+        if not self.is_writer:
             return
         try:
             refusals = await self.host.apply(changes, APPLY_WITHIN_S)

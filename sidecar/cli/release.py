@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from lbplugins.api import BalancerError
-from lbplugins.values import FULL, OURS, Address, Change, Ref, Setting
+from lbplugins.values import Address, Ref
 from sidecar.balancers.host import Host
+from sidecar.balancers.undo import give_back, whereabouts
+from sidecar.cli.daemon import Daemon, Place, Refused, Unreachable, path
 from sidecar.config.compose import pools_of
 from sidecar.config.load import find_config, load
 from sidecar.config.models import Config
 from sidecar.config.plugins import plugin_class
 from sidecar.config.problems import ConfigError
-from sidecar.core.model import Act, Adopted, Freeze, Intent
+from sidecar.core.model import Act, Adopted, Freeze, Instance, Intent
 from sidecar.journal import intents as journal
-from sidecar.journal.force import fold
+from sidecar.journal.force import Stored, fold
 from sidecar.store import clock, lease, lock, state_dir
+from sidecar.web import models
 
 WITHIN_S = 20.0
 
@@ -46,7 +49,7 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
             )
     held = lock.acquire(folder / "lock")
     if isinstance(held, lock.Busy) and everything:
-        return _say(f"a sidecar runs ({held.by}): ask it, with `lb-sidecar freeze` and `lb-sidecar ready`, or stop it first", 1)
+        return await _ask_daemon(config, held.by)
     if isinstance(held, lock.Unusable):
         return _say(held.why, 1)
     try:
@@ -58,58 +61,86 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
             held.release()
 
 
+async def _ask_daemon(config: Config, who: str) -> int:
+    """A living sidecar gives back by itself, and knows it afterwards."""
+    if config.api.socket is None:
+        return _say(f"a sidecar runs ({who}) and has no `api.socket` to be asked at: stop it, then try again", 1)
+    try:
+        async with Daemon(Place("http://localhost", str(config.api.socket), "the configuration"), None) as daemon:
+            await daemon.ask("POST", path("release"), body=models.ReasonBody(reason="released by hand"))
+    except Refused as error:
+        return _say(f"a sidecar runs ({who}) and refuses: {error.error.error}; stop it, then try again", 1)
+    except Unreachable as error:
+        return _say(f"a sidecar runs ({who}) and cannot be asked: {error}; stop it, then try again", 1)
+    return _say(f"the sidecar that runs ({who}) gives everything back and is frozen: nothing goes out until `lb-sidecar unfreeze`", 0)
+
+
 async def _give_back(config: Config, folder: Path, *, everything: bool, may_journal: bool) -> int:
     found = journal.read(folder)
     adopted = fold(found.stored, clock.monotonic(), clock.boottime(), clock.boot_id(), clock.wall())
     out = {ejection.instance for ejection in adopted.ejections}
     failures = 0
     for name in sorted(config.balancers):
-        theirs = {(service, pool) for service, options in config.services.items() for b, pool in pools_of(service, options) if b == name}
-        ours = {(pool, i.address) for service, pool in theirs for i in out if i.service == service}
+        ours = _ours(config, name, out, found.stored)
         notes = {server.ref: note for server, note in (adopted.notes or {}).items() if server.balancer == name}
         if ours:
-            failures += await _give_back_on(config, name, ours, notes)
-    unknown = {i.service for i in out} - set(config.services)
-    for service in sorted(unknown):
-        print(f"service {service} is no longer in the configuration; what we have out of it stays out", file=sys.stderr)
-    if may_journal and not failures and not unknown:
-        _write_down(folder, adopted, everything=everything)
+            failures += await _give_back_on(config, folder, name, ours, notes, is_alive=not may_journal)
+    known = {i for name in config.balancers for _, address in _ours(config, name, out, found.stored) for i in out if i.address == address}
+    for instance in sorted(out - known):
+        print(f"{instance} is out by us, and no balancer of the configuration has it any more: look there", file=sys.stderr)
+    if may_journal:
+        _write_down(folder, adopted, is_done=not failures and not out - known, everything=everything)
     if not out:
         print("nothing of ours is out")
-    return 1 if failures or unknown else 0
+    return 1 if failures or out - known else 0
 
 
-async def _give_back_on(config: Config, name: str, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str]) -> int:
-    """How many servers of this balancer could not be given back. `ours`: pool and address of what we have out there."""
+def _ours(config: Config, balancer: str, out: Set[Instance], stored: Sequence[Stored]) -> frozenset[tuple[str, Address]]:
+    """Pool and address of what we have out on this balancer: by the configuration as it is, and as it was when we took it out."""
+    pools = {(name, pool) for name, options in config.services.items() for owner, pool in pools_of(name, options) if owner == balancer}
+    now = {(pool, i.address) for service, pool in pools for i in out if i.service == service}
+    then = {(server.ref.pool, i.address) for i, server in whereabouts(stored, out) if server.balancer == balancer}
+    return frozenset(now | then)
+
+
+async def _give_back_on(
+    config: Config, folder: Path, name: str, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str], *, is_alive: bool
+) -> int:
+    """How many servers of this balancer could not be given back. `ours`: pool and address of what we have out there.
+
+    `is_alive`: our sidecar runs. If it writes, it is only the lease that it could not renew, and what is out is its business. If another
+    sidecar writes, what the dead one has out is nobody's for it, and stays so.
+    """
     options = config.balancers[name]
     host = Host(name, lambda: plugin_class(options.plugin)(options.options))
+    held: lock.Held | lock.Busy | lock.Unusable | None = None
     try:
-        pictures = await host.observe(frozenset(pool for pool, _ in ours), notes, WITHIN_S)
-        changes = [
-            Change(ref, Setting(FULL), seen, OURS, note=notes.get(ref, ""), why="released")
-            for ref, seen in pictures.items()
-            if seen.address is not None and (ref.pool, seen.address) in ours and seen.ours != Setting(FULL)
-        ]
-        refused = await host.apply(changes, WITHIN_S) if changes else ()
+        beside = await host.writer_lock(WITHIN_S)
+        held = lock.acquire(Path(beside) if beside else folder / f"writer-{name}.lock", "lb-sidecar release")
+        if isinstance(held, lock.Busy) and is_alive:
+            print(f"balancer {name}: {held.by} writes to it and answers for what is out there", file=sys.stderr)
+            return len(ours)
+        done, refused = await give_back(host, ours, notes, WITHIN_S)
     except BalancerError as error:
         print(f"balancer {name}: {error}", file=sys.stderr)
         return len(ours)
     finally:
         await host.aclose()
+        if isinstance(held, lock.Held):
+            held.release()
     for refusal in refused:
         print(f"{name}/{refusal.change.ref} was not given back: {refusal.reason}", file=sys.stderr)
-    kept = {refusal.change.ref for refusal in refused}
-    for change in changes:
-        if change.ref not in kept:
-            print(f"{name}/{change.ref} is given back")
+    for ref in done:
+        print(f"{name}/{ref} is given back")
     return len(refused)
 
 
-def _write_down(folder: Path, adopted: Adopted, *, everything: bool) -> None:
+def _write_down(folder: Path, adopted: Adopted, *, is_done: bool, everything: bool) -> None:
+    """What is given back is ours no more. The freeze holds even if some could not be: else a new start would go on."""
     log = journal.Intents.open(folder, boottime=clock.boottime, boot_id=clock.boot_id(), wall=clock.wall)
     now = clock.monotonic()
     actor = f"operator:{_user()}"
-    intents = [Intent(Act.FORGET, now, actor, "released", e.instance, e) for e in adopted.ejections]
+    intents = [Intent(Act.FORGET, now, actor, "released", e.instance, e) for e in adopted.ejections if is_done]
     if everything:
         freeze = Freeze("", actor, now, None, "released by hand; `lb-sidecar unfreeze` lets the sidecar act again")
         intents.append(Intent(Act.FREEZE, now, actor, freeze.reason, freeze=freeze))
