@@ -120,8 +120,7 @@ class _Turn:
             self._intend(Act.HANDS_OFF, "outside", why, state, until=until)
             self._say("operator", "outside", f"{state.instance}: {why}", state)
         elif state.new_life:
-            is_undone = all(self._is_undone(server) for server in state.servers if server not in state.others)
-            act = Act.FORGET if is_undone else Act.RETURN
+            act = Act.FORGET if self._is_undone(state) else Act.RETURN
             self._intend(act, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)
         elif ejection is not None:
             if not ejection.enforced and ejection.returning:
@@ -133,18 +132,23 @@ class _Turn:
                 self._say("returned", "rule:withdrawn", f"{state.instance} is not taken out after all: {withdrawn}", state)
 
     def _nothing_left(self, state: InstanceState, ejection: Ejection) -> bool:
-        if not self.world.policy.services[state.instance.service].pools:
-            return ejection.returning
-        if not any(self.world.seen(server) for server in state.servers):
-            return not state.sources or ejection.returning
-        ours = [server for server in state.servers if server not in state.others]
-        return ejection.returning and all(self._is_undone(server, state.returned_at) for server in ours)
-
-    def _is_undone(self, server: ServerRef, since: float = float("-inf")) -> bool:
-        """A picture from after `since` shows nothing of ours, and nothing of ours is on its way there."""
-        balancer = self.world.balancers.get(server.balancer)
-        if balancer is None or balancer.error or balancer.seen_at <= since:
+        """It is on its way back, or gone from all lists, and pictures of all its pools from after that show nothing of ours."""
+        pools = self.world.policy.services[state.instance.service].pools
+        if not ejection.returning and (not pools or state.sources or any(self.world.seen(server) for server in state.servers)):
             return False
+        since = state.returned_at if ejection.returning else float("-inf")
+        return all(self._has_looked(owner, since) for owner, _ in pools) and self._is_undone(state)
+
+    def _has_looked(self, name: str, since: float) -> bool:
+        balancer = self.world.balancers.get(name)
+        return balancer is None or (not balancer.error and balancer.seen_at > since)
+
+    def _is_undone(self, state: InstanceState) -> bool:
+        return all(self._is_undone_at(server) for server in state.servers if server not in state.others)
+
+    def _is_undone_at(self, server: ServerRef) -> bool:
+        """The last picture shows nothing of ours, and nothing of ours is on its way there."""
+        balancer = self.world.balancers[server.balancer]
         seen, sent = balancer.seen.get(server.ref), balancer.sent.get(server.ref)
         is_on_its_way = sent is not None and sent.serve is Serve.NONE and not sent.is_settled
         return seen is None or (seen.ours.serve is Serve.FULL and not is_on_its_way)
@@ -170,8 +174,12 @@ class _Turn:
         among = guard.groups(self.world, service)
         spent = float(sum(state.proposed.count(Act.EJECT) for state in service.instances.values()))
         for state, check in _accused(service, policy):
-            if state.ejection is not None and not state.ejection.returning and not self._enforced(state, policy, check.rule):
-                continue  # it is told already
+            if (
+                state.ejection is not None
+                and (state.ejection.enforced or not state.ejection.returning)
+                and not self._enforced(state, policy, check.rule)
+            ):
+                continue  # told already, or still to be given back in earnest
             strength = Strength.HARD
             holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, self.testimony, spent=spent)
             if any(h.name is HoldName.NO_WITNESS for h in holds):
@@ -392,7 +400,8 @@ class _Turn:
         """One event for each episode of each hold that keeps something from happening, whoever it concerns."""
         for name in touched:
             service, policy = self.world.services[name], self.world.policy.services[name]
-            mine = [h for h in self.holds if h.service == name]
+            unwitnessed = {h.instance for h in self.holds if h.service == name and h.name is HoldName.NO_WITNESS}
+            mine = [h for h in self.holds if h.service == name and not (h.name in _MOOT and h.instance in unwitnessed)]
             for hold_name in dict.fromkeys(h.name for h in mine):
                 since = service.held_since.get(hold_name)
                 is_new = self.now - service.held_last.get(hold_name, float("-inf")) > UNBROKEN_S
@@ -438,8 +447,10 @@ class _Turn:
         return any(self.world.policy.balancers[s.balancer].mode is Mode.ACT for s in state.servers)
 
 
-_QUIET = frozenset({HoldName.HOLD_DOWN, HoldName.UNSETTLED, HoldName.OBSERVE})
+_QUIET = frozenset({HoldName.HOLD_DOWN, HoldName.UNSETTLED, HoldName.OBSERVE, HoldName.OPERATOR})
 """Holds that belong to the ordinary course; shown while they last, not told."""
+_MOOT = frozenset({HoldName.MIN_HEALTHY, HoldName.MAX_EJECTED, HoldName.PANIC, HoldName.SINGLE, HoldName.VELOCITY})
+"""How many may be out is not the question while nobody testifies that it is the instance at all: then one event says so."""
 
 
 def _accused(service: ServiceState, policy: ServicePolicy) -> list[tuple[InstanceState, Streak]]:

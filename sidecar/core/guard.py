@@ -188,12 +188,12 @@ def over_budget(group: Group, instance: Instance, strength: Strength, guards: Gu
 def against_leaving(world: World, server: ServerRef, strength: Strength, guards: Guards, leaving: set[ServerRef]) -> Hold | None:
     """The last look before a server goes: what its pool shows now may differ from when it was decided, or when it was out before.
 
-    `leaving`: servers that go in this same turn; those sent away earlier count as out although no picture shows it yet.
+    `leaving`: servers that go in this same turn. Those that were told something which no picture shows yet count as out, whichever it was.
     """
     balancer, pool = world.balancers[server.balancer], f"{server.balancer}/{server.ref.pool}"
     counted = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
     gone = {ref for ref in counted if ServerRef(server.balancer, ref) in leaving}
-    gone |= {ref for ref in counted if (sent := balancer.sent.get(ref)) is not None and sent.serve is Serve.NONE and not sent.is_settled}
+    gone |= {ref for ref in counted if (sent := balancer.sent.get(ref)) is not None and not sent.is_settled}
     gone |= {ref for ref, seen in counted.items() if not is_in_rotation(seen)} | {server.ref}
     n, out, most = len(counted), len(gone), budget(len(counted), strength, guards)
     if out > most:
@@ -323,7 +323,7 @@ def not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold
         holds.append(
             Hold(HoldName.HANDS_OFF, f"made ready by hand; hands off for {state.hands_off_until - now:.0f} s more", state.instance)
         )
-    if policy.pools and policy.mode is Mode.ACT:
+    if policy.pools and policy.mode is Mode.ACT and state.operator is Operator.READY:
         holds += _cannot_write(world, state, now)
     return holds
 

@@ -78,6 +78,7 @@ def _on_our_axis(
         holds.append(Hold(HoldName.NOT_WRITABLE, f"{server}: {seen.writable}", state.instance, service))
         return None
     if sent is not None and sent.serve is want.serve and not _may_repeat(balancer, sent, seen, now):
+        holds.append(_waits(server, state, sent, now))
         return None
     if want.serve is Serve.NONE:
         hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving)
@@ -97,6 +98,15 @@ def _may_repeat(balancer: BalancerState, sent: Sent, seen: Seen, now: float) -> 
         return balancer.seen_at > sent.at
     wait = _patience_s(sent.retries) if sent.refused else sent.settle_s + EFFECT_GRACE_S
     return now - sent.at >= wait and balancer.seen_at > sent.at
+
+
+def _waits(server: ServerRef, state: InstanceState, sent: Sent, now: float) -> Hold:
+    """Why the same is not sent again yet."""
+    service = state.instance.service
+    if sent.refused:
+        return Hold(HoldName.NOT_WRITABLE, f"{server} refused: {sent.refused}; it is asked again", state.instance, service)
+    why = f"{server} was told {now - sent.at:.1f} s ago; its effect should show within {sent.settle_s + EFFECT_GRACE_S:.1f} s"
+    return Hold(HoldName.UNSETTLED, why, state.instance, service)
 
 
 def _patience_s(refusals: int) -> float:

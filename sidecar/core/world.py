@@ -582,7 +582,9 @@ class World:
             return False
         if seen.address is None:
             return True
-        is_ours = state.ejection is not None and state.ejection.enforced
+        sent = self.balancers[server.balancer].sent.get(server.ref)
+        was_written = sent is not None and (sent.serve is Serve.FULL or sent.confirmed or not sent.refused)
+        is_ours = state.ejection is not None and state.ejection.enforced and was_written
         return is_ours and seen.address != state.instance.address and seen.ours.serve is not Serve.FULL
 
     def _operator_of_instance(self, state: InstanceState) -> None:

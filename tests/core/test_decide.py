@@ -128,7 +128,7 @@ def test_all_fail_together_ejects_none_and_tells_once(n: int) -> None:
     lab.run(60.0)
 
     assert lab.out() == [] and lab.told("ejected") == []
-    assert len(lab.told("pool_event")) == 1
+    assert len(lab.told("pool_event")) == 1 and lab.told("held") == []
 
 
 @pytest.mark.parametrize("n,dead,out", [(2, 1, 1), (3, 1, 1), (3, 2, 1), (4, 3, 2), (8, 6, 4), (5, 3, 2)])
