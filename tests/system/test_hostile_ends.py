@@ -169,7 +169,7 @@ def test_what_a_dead_sidecar_has_out_is_given_back_though_another_has_taken_over
 def _holds(sidecar: Daemon) -> list[dict[str, str]]:
     status, found = sidecar.ask("/api/v1/services/shop")
     assert status == 200
-    return [hold for hold in found["holds"]]
+    return list(found["holds"])
 
 
 def test_release_all_without_a_daemon_gives_back_and_freezes_the_next_start() -> None:
