@@ -6,7 +6,7 @@ from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve,
 from sidecar.core import guard
 from sidecar.core.model import Hold, HoldName, Instance, ServerRef
 from sidecar.core.policy import BalancerPolicy, Mode, Policy
-from sidecar.core.world import BalancerState, InstanceState, Sent, World, is_at, strictest
+from sidecar.core.world import BalancerState, InstanceState, Sent, World, in_its_words, is_at, strictest
 
 RETRY_S, RETRY_MAX_S = 0.2, 30.0
 """After a refusal: wait for a fresh picture and this long, doubling."""
@@ -132,9 +132,8 @@ def _said_any(world: World, state: InstanceState) -> bool:
 
 
 def wanted_of(state: InstanceState, traits: BalancerPolicy) -> Operator:
-    """What our commands want it in on this balancer; one that knows no draining is given maintenance."""
-    wanted = strictest(o.state for o in state.overrides.values())
-    return Operator.MAINTENANCE if wanted is Operator.DRAINING and not traits.drain else wanted
+    """What our commands want it in on this balancer."""
+    return in_its_words(strictest(o.state for o in state.overrides.values()), traits.drain)
 
 
 def _on_operators_axis(balancer: BalancerState, ref: Ref, wanted: Operator, who: str, now: float) -> Change | None:

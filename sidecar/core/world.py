@@ -695,8 +695,8 @@ class World:
             balancer.said[ref] = pending.before
             return True
         if state is not None and state.is_reclaiming and ref not in balancer.said:
-            traits, words = self.policy.balancers[balancer.name], {o.state for o in (*state.overrides.values(), *state.ended.values())}
-            if seen.operator in words or (Operator.DRAINING in words and not traits.drain and seen.operator is Operator.MAINTENANCE):
+            has_drain = self.policy.balancers[balancer.name].drain
+            if seen.operator in {in_its_words(o.state, has_drain) for o in (*state.overrides.values(), *state.ended.values())}:
                 balancer.said[ref] = seen.operator
         said = balancer.said.get(ref)
         if said is None or seen.operator is said:
@@ -960,6 +960,11 @@ def strictest(words: Iterable[Operator]) -> Operator:
     """Maintenance before draining before ready."""
     order = (Operator.READY, Operator.DRAINING, Operator.MAINTENANCE)
     return max(words, key=order.index, default=Operator.READY)
+
+
+def in_its_words(word: Operator, has_drain: bool) -> Operator:
+    """A balancer that knows no draining is given maintenance instead."""
+    return Operator.MAINTENANCE if word is Operator.DRAINING and not has_drain else word
 
 
 def timeout_s(target: TargetState, pace: Pace) -> float:

@@ -196,6 +196,8 @@ class Side:
         if self.reachable:
             for change, known in batch:
                 why = self._write(change, known)
+                if why and self.answers_lost:
+                    self._blur(change)
                 (refusals if why else done).append((change, why))
         changes = tuple(change for change, _ in batch)
         self._busy, self._look_next, self._applied_at, self._look_at = False, True, self.site.now, self.site.now
@@ -204,6 +206,14 @@ class Side:
         else:
             self.site.feed(Applied(self.name, self.site.now, tuple(c for c, _ in done), tuple(refusals)))
         self.kick()
+
+    def _blur(self, change: Change) -> None:
+        """We were refused but did not hear it: what somebody else has written here looks like ours."""
+        server = self.servers.get(change.ref)
+        if server is not None and change.on is Axis.OPERATOR and server.operator is WORD[change.want.serve]:
+            server.operator_by = "" if server.operator is Operator.READY else "us"
+        if server is not None and change.on is Axis.OURS and server.ours_by == "hand":
+            server.ours_by = "both"
 
     def _write(self, change: Change, known: int) -> str:
         server = self.servers.get(change.ref)
@@ -300,12 +310,19 @@ class Site(Lab):
 
     def _forget_whose(self) -> None:
         """After a restart nobody can tell an operator's word from one that our journal has for the same server."""
+        for _, server in self.words_on_disk():
+            server.operator_by = "us"
+
+    def words_on_disk(self) -> list[tuple[str, Server]]:
+        """Servers that show on the operator's axis what an override in the journal would have made of them."""
+        found = []
         for (instance, _), (_, stored) in self.force.overrides.items():
             word = stored.intent.override.state if stored.intent.override is not None else Operator.READY
             for balancer, server in self.servers_at(instance):
                 has_drain = self.policy.balancers[balancer].drain
                 if server.operator is (word if has_drain or word is Operator.READY else Operator.MAINTENANCE):
-                    server.operator_by = "us"
+                    found.append((balancer, server))
+        return found
 
     def servers_at(self, instance: Instance) -> list[tuple[str, Server]]:
         """The servers of one instance, each with its balancer's name."""
@@ -351,8 +368,9 @@ class Site(Lab):
             self._paused.discard(outcome.target)
             outcome = replace(outcome, result=Result.UNKNOWN, reason=Reason.OWN_LAG)
         outcome = replace(outcome, ended=max(outcome.ended, self.now))
-        self.heard.setdefault(outcome.target, []).append(outcome)
-        del self.heard[outcome.target][:-40]
+        if outcome.result is not Result.UNKNOWN:
+            self.heard.setdefault(outcome.target, []).append(outcome)
+            del self.heard[outcome.target][:-40]
         super()._ended(outcome)
 
     def _carry_out(self, decision: Decision) -> None:

@@ -1,0 +1,281 @@
+"""Hundreds of random schedules keep every promise; each of these mutants of the core is caught, so that the silence means something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lbplugins.values import Operator
+from sidecar.core import decide, guard, pace, plan, streak, world
+from sidecar.core.model import Act, Hold, HoldName, Outcome, Reason, Result, Target
+from sidecar.core.policy import Rules
+from sidecar.core.streak import Streak
+from sidecar.core.world import InstanceState, World
+from tests.core import site
+from tests.core.schedules import Violation, fingerprint, run
+
+SEEDS = 240
+CHUNK = 20
+PATIENCE = 120
+"""So many schedules a mutant may survive."""
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_every_promise_holds_over_random_schedules(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        try:
+            run(seed)
+        except Violation as violation:
+            pytest.fail("\n".join([str(violation), *violation.story[:2], "...", *violation.story[-40:]]), pytrace=False)
+
+
+@pytest.mark.parametrize("seed", [3, 17, 92])
+def test_the_same_seed_gives_the_same_story(seed: int) -> None:
+    assert fingerprint(run(seed)) == fingerprint(run(seed))
+
+
+# ---- mutants ----
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+def half_is_not_enough(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(guard, "budget", lambda n, strength, guards: n)
+
+
+def no_last_look_before_the_write(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(guard, "against_leaving", lambda *args: None)
+
+
+def what_is_on_its_way_does_not_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(world.Sent, "is_settled", property(lambda self: True))
+
+
+def nobody_need_testify(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(guard.Testimony, "of", lambda self, accused, check: (Target(accused.address, site.SPEC),))
+
+
+def unknown_counts_as_failure(patch: pytest.MonkeyPatch) -> None:
+    right = streak.step
+
+    def step(check: Streak, outcome: Outcome, rules: Rules) -> None:
+        if outcome.result is Result.UNKNOWN:
+            outcome = replace(outcome, result=Result.FAIL, reason=Reason.TIMEOUT)
+        right(check, outcome, rules)
+
+    patch.setattr(streak, "step", step)
+
+
+def one_failure_is_enough(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(streak, "_complete", lambda check, at, rules: "consecutive")
+
+
+def a_new_life_keeps_old_evidence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(streak, "clear", lambda check, now: None)
+
+
+def nothing_is_ever_frozen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "freeze_of", lambda self, service, now: None)
+
+
+def written_before_it_is_on_disk(patch: pytest.MonkeyPatch) -> None:
+    right = World.settle
+
+    def settle(self: World, decision: Any) -> None:
+        right(self, decision)
+        for intent in decision.intents:
+            self._take_intent(intent, decision.at)
+            if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
+                state.proposed = ()
+
+    patch.setattr(World, "settle", settle)
+
+
+def taken_out_whatever_others_say(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan, "_may_leave", lambda *args: True)
+
+
+def an_operators_word_is_overwritten(patch: pytest.MonkeyPatch) -> None:
+    right = plan._on_operators_axis
+
+    def trample(balancer: Any, ref: Any, wanted: Operator, who: str, now: float) -> Any:
+        if (seen := balancer.seen.get(ref)) is not None and seen.operator is not wanted:
+            balancer.said[ref] = seen.operator
+        return right(balancer, ref, wanted, who, now)
+
+    patch.setattr(plan, "_on_operators_axis", trample)
+
+
+def hands_are_never_off(patch: pytest.MonkeyPatch) -> None:
+    right = guard.not_ours_to_act
+
+    def grab(world: World, state: InstanceState, now: float) -> list[Hold]:
+        return [hold for hold in right(world, state, now) if hold.name is not HoldName.HANDS_OFF]
+
+    patch.setattr(guard, "not_ours_to_act", grab)
+
+
+def an_operators_maintenance_is_no_hold(patch: pytest.MonkeyPatch) -> None:
+    right = guard.not_ours_to_act
+
+    def grab(world: World, state: InstanceState, now: float) -> list[Hold]:
+        return [hold for hold in right(world, state, now) if hold.name is not HoldName.OPERATOR]
+
+    patch.setattr(guard, "not_ours_to_act", grab)
+
+
+def forgotten_before_it_is_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decide._Turn, "_nothing_left", lambda self, state, ejection: ejection.returning)
+
+
+def forgotten_while_something_is_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decide._Turn, "_has_looked", lambda self, name, since: True)
+    patch.setattr(plan, "_is_contradicted", lambda sent, want: False)
+
+
+def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "_adopted", lambda self, fact: ())
+
+
+def no_word_is_reclaimed_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "_end_reclaiming", lambda self, name: None)
+    right = World._join
+
+    def join(self: World, service: Any, instance: Any, source: str, at: float) -> None:
+        right(self, service, instance, source, at)
+        service.instances[instance].is_reclaiming = False
+
+    patch.setattr(World, "_join", join)
+
+
+def words_are_struck_at_once(patch: pytest.MonkeyPatch) -> None:
+    def end(self: Any, override: Any, state: InstanceState, by: str, why: str) -> None:
+        self._intend(Act.CLEAR, by, why, state, override=override)
+
+    patch.setattr(decide._Turn, "_end", end)
+
+
+def two_may_write(patch: pytest.MonkeyPatch) -> None:
+    right = plan._may_write
+
+    def may_write(world: World, policy: Any, name: str) -> bool:
+        world.standby = {}
+        return right(world, policy, name)
+
+    patch.setattr(plan, "_may_write", may_write)
+
+
+def an_address_is_as_good_as_another(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan, "is_at", lambda seen, instance: True)
+
+
+def nobody_comes_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(guard, "has_risen", lambda state, policy: False)
+
+
+def nobody_fails_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decide._Turn, "_fail_open", lambda self, service, policy: None)
+
+
+def blind_is_no_hold(patch: pytest.MonkeyPatch) -> None:
+    right = guard._we_ourselves
+
+    def see(*args: Any) -> list[Hold]:
+        return [hold for hold in right(*args) if hold.name is not HoldName.BLIND]
+
+    patch.setattr(guard, "_we_ourselves", see)
+
+
+def a_full_disk_is_no_hold(patch: pytest.MonkeyPatch) -> None:
+    right = guard._we_ourselves
+
+    def write(*args: Any) -> list[Hold]:
+        return [hold for hold in right(*args) if hold.name is not HoldName.JOURNAL]
+
+    patch.setattr(guard, "_we_ourselves", write)
+
+
+def decided_and_written_in_one_turn(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decide, "plan", lambda world, policy, now, undecided: plan.plan(world, policy, now))
+
+
+def returned_at_the_first_chance_of_others(patch: pytest.MonkeyPatch) -> None:
+    """What others had out before us is made ours, and given back."""
+    patch.setattr(guard, "_out_by_others", lambda world, state: "")
+    right = World._ejected
+
+    def ejected(self: World, state: InstanceState, intent: Any, at: float) -> None:
+        right(self, state, intent, at)
+        state.others = frozenset()
+
+    patch.setattr(World, "_ejected", ejected)
+
+
+def the_suspect_is_asked_no_more(patch: pytest.MonkeyPatch) -> None:
+    right = pace._gap
+
+    def gap(state: InstanceState, *args: Any) -> float:
+        return 60.0 if any(check.bad_run for check in state.checks.values()) else right(state, *args)
+
+    patch.setattr(pace, "_gap", gap)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    half_is_not_enough,
+    no_last_look_before_the_write,
+    what_is_on_its_way_does_not_count,
+    nobody_need_testify,
+    unknown_counts_as_failure,
+    one_failure_is_enough,
+    a_new_life_keeps_old_evidence,
+    nothing_is_ever_frozen,
+    written_before_it_is_on_disk,
+    taken_out_whatever_others_say,
+    an_operators_word_is_overwritten,
+    hands_are_never_off,
+    an_operators_maintenance_is_no_hold,
+    forgotten_before_it_is_undone,
+    forgotten_while_something_is_on_its_way,
+    nothing_is_adopted,
+    no_word_is_reclaimed_after_a_restart,
+    words_are_struck_at_once,
+    two_may_write,
+    an_address_is_as_good_as_another,
+    nobody_comes_back,
+    nobody_fails_open,
+    blind_is_no_hold,
+    a_full_disk_is_no_hold,
+    decided_and_written_in_one_turn,
+    returned_at_the_first_chance_of_others,
+    the_suspect_is_asked_no_more,
+)
+
+
+NEEDS: dict[Mutant, tuple[str, ...]] = {
+    no_last_look_before_the_write: ("forgets", "own_check"),
+    what_is_on_its_way_does_not_count: ("slow",),
+    words_are_struck_at_once: ("override", "clear", "crash"),
+    an_address_is_as_good_as_another: ("move", "forgets", "slow_disk"),
+    nobody_fails_open: ("forgets", "own_check", "hand_operator", "sick"),
+}
+"""What a mutant's mistake needs in order to matter, and is rare otherwise."""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_killed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+
+    assert killed_by(range(PATIENCE), NEEDS.get(mutant, ())) is not None
+
+
+def killed_by(seeds: Iterable[int], insist: tuple[str, ...] = ()) -> tuple[int, str] | None:
+    """The first of these seeds that breaks a promise, and which."""
+    for seed in seeds:
+        try:
+            run(seed, insist)
+        except Violation as violation:
+            return seed, violation.promise
+    return None
