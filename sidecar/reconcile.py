@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from lbplugins.values import Change, Ref
@@ -38,6 +39,18 @@ log = logging.getLogger("sidecar.reconcile")
 
 PAUSED_S = 2.0
 """A gap between two turns longer than this means that we did not run; the self-check alone makes four a second."""
+
+JOURNAL_WITHIN_S = 2.0
+"""A disk that takes longer for an intent counts as failed until it has taken it."""
+
+
+@dataclass(slots=True)
+class _Writing:
+    """Intents on their way to the disk. `is_answered`: the core was told what became of them."""
+
+    intents: tuple[Intent, ...]
+    timer: asyncio.TimerHandle | None = None
+    is_answered: bool = False
 
 
 class Journal(Protocol):
@@ -89,7 +102,7 @@ class Reconciler:
         self._timer: asyncio.TimerHandle | None = None
         self._pen = ThreadPoolExecutor(1, thread_name_prefix="intents")
         self._holds_of: dict[str, tuple[Hold, ...]] = {}
-        self._is_closed = False
+        self._is_closed = self._is_trying = False
 
     def deliver(self, facts: Sequence[Fact]) -> None:
         """Facts for the next turn, which comes before anything else that waits for the loop."""
@@ -180,36 +193,63 @@ class Reconciler:
         if len(binding) < len(intents):
             self.deliver((Journaled(tuple(i for i in intents if i not in binding), self._loop.time()),))
         if binding and not self._is_closed:
-            self._pen.submit(self._append, binding)
+            writing = _Writing(binding)
+            writing.timer = self._loop.call_later(JOURNAL_WITHIN_S, self._is_too_slow, writing)
+            self._pen.submit(self._append, writing)
 
     def strike(self, ejections: Sequence[Ejection], why: str) -> None:
         """These are ours no more, though no decision said so: the journal forgets them."""
         self._write_down(tuple(Intent(Act.FORGET, self._loop.time(), "sidecar", why, e.instance, e) for e in ejections))
 
-    def _append(self, intents: tuple[Intent, ...]) -> None:
+    def _append(self, writing: _Writing) -> None:
         error = ""
         try:
-            self._journal.append(intents)
+            self._journal.append(writing.intents)
         except JournalError as failure:
             error = str(failure)
         except Exception as failure:  # whatever it was, these intents wait for a word, and are not on disk
             log.exception("the intents journal failed")
             error = f"{type(failure).__name__}: {failure}"
-        self.journal_fault = error
         with contextlib.suppress(RuntimeError):  # our loop is gone: the next start reads it from the disk
-            self._loop.call_soon_threadsafe(self.deliver, (Journaled(intents, self._loop.time(), error),))
+            self._loop.call_soon_threadsafe(self._written, writing, error)
+
+    def _written(self, writing: _Writing, error: str) -> None:
+        self.journal_fault = error
+        if not writing.is_answered:
+            self._answer(writing, error)
+        elif not error:
+            # they were given up and nothing came of them: the journal must not say otherwise
+            self.strike([i.ejection for i in writing.intents if i.act is Act.EJECT and i.ejection is not None], "written down too late")
+
+    def _is_too_slow(self, writing: _Writing) -> None:
+        """A disk that hangs is as good as none: nobody goes out, and who comes back need not wait for it."""
+        if not writing.is_answered:
+            self.journal_fault = f"the disk has not taken them within {JOURNAL_WITHIN_S:g} s; repair it or free it of load"
+            self._answer(writing, self.journal_fault)
+
+    def _answer(self, writing: _Writing, error: str) -> None:
+        writing.is_answered = True
+        if writing.timer is not None:
+            writing.timer.cancel()
+        self.deliver((Journaled(writing.intents, self._loop.time(), error),))
 
     def try_journal(self) -> None:
-        """After a failure: see in the background whether the journal can be written again."""
-        if not self._is_closed:
+        """After a failure: see in the background whether the journal can be written again. One try at a time."""
+        if not self._is_closed and not self._is_trying:
+            self._is_trying = True
             self._pen.submit(self._try)
 
     def _try(self) -> None:
+        error = ""
         try:
             self._journal.compact()
-            self.journal_fault = ""
         except JournalError as failure:
-            self.journal_fault = str(failure)
+            error = str(failure)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._tried, error)
+
+    def _tried(self, error: str) -> None:
+        self._is_trying, self.journal_fault = False, error
 
     # ---- beside the way ----
 

@@ -78,13 +78,13 @@ def test_killed_at_random_moments_it_leaves_no_orphan_and_brings_no_dead_one_bac
             box.instances.start(i)
         sidecar.wait_healthy(box.ports)
         assert is_given_back(box)
-        until(lambda: not _in_force(sidecar), lambda: f"the journal is clean: {_in_force(sidecar)}")
+        until(lambda: not in_force(sidecar), lambda: f"the journal is clean: {in_force(sidecar)}")
         assert "Traceback" not in sidecar.log_text()
         assert sidecar.end() == 0
         replayed(sidecar)
 
 
-def _in_force(sidecar: Daemon) -> list[str]:
+def in_force(sidecar: Daemon) -> list[str]:
     """Ejections that the journal still has in force."""
     force = InForce()
     for each in intents.read(sidecar.state).stored:
@@ -232,7 +232,7 @@ def test_what_is_out_of_a_service_that_is_gone_at_the_next_start_is_given_back()
         sidecar.start()
 
         box.wait_in(0)
-        until(lambda: not _in_force(sidecar), lambda: f"the journal is clean: {_in_force(sidecar)}")
+        until(lambda: not in_force(sidecar), lambda: f"the journal is clean: {in_force(sidecar)}")
 
 
 def test_release_gives_back_what_is_out_of_a_service_that_is_gone() -> None:
