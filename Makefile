@@ -29,7 +29,7 @@ test: $(STAMP) system-packages  ## all tests, on real balancers (installs haprox
 check: $(STAMP)  ## the fast loop: lint, types, everything but the slow tests; under a minute
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n auto -m 'not real' -x
+	@$(BIN)/python -m pytest -n auto -m 'not real and not slow' -x
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
