@@ -83,6 +83,7 @@ class _Turn:
         self.events: list[Event] = []
         self.asks: dict[Target, Ask] = {}
         self.testimony = guard.Testimony(world)
+        self.orphans: set[Instance] = set()
 
     # ---- one service ----
 
@@ -93,8 +94,17 @@ class _Turn:
         self._return(service, policy)
         self._eject(service, policy)
         self._fail_open(service, policy)
+        self._show_orphans(service, policy)
         for ask in pace.asks(self.world, pace.unscheduled(self.world, service.name), self.now):
             self.asks.setdefault(ask.target, ask)
+
+    def _show_orphans(self, service: ServiceState, policy: ServicePolicy) -> None:
+        """Whom nobody we know has taken out stays out, however well he answers: that is said, not only when he fails."""
+        for state in service.instances.values():
+            if (hold := guard.orphaned(self.world, state, policy)) is not None:
+                self.orphans.add(state.instance)
+                if hold not in self.holds:
+                    self.holds.append(hold)
 
     def _news(self, state: InstanceState, policy: ServicePolicy) -> None:
         """Tell a change of judgement that is not an ejection or return."""
@@ -405,11 +415,11 @@ class _Turn:
             for hold_name in dict.fromkeys(h.name for h in mine):
                 since = service.held_since.get(hold_name)
                 is_new = self.now - service.held_last.get(hold_name, float("-inf")) > UNBROKEN_S
-                if hold_name in service.held_told or since is None or is_new or hold_name in _QUIET:
+                those = tuple(h for h in mine if h.name is hold_name and (hold_name not in _QUIET or h.instance in self.orphans))
+                if hold_name in service.held_told or since is None or is_new or not those:
                     continue
                 if self.now - since < TELL_HOLD_AFTER_S:
                     continue
-                those = tuple(h for h in mine if h.name is hold_name)
                 kind = "pool_event" if hold_name is HoldName.NO_WITNESS else "held"
                 sentence = story.held(service, policy, hold_name, those)
                 self.events.append(Event(kind, self.now, f"hold:{hold_name}", sentence, name, holds=those))

@@ -328,6 +328,16 @@ def not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold
     return holds
 
 
+def orphaned(world: World, state: InstanceState, policy: ServicePolicy) -> Hold | None:
+    """It is out, by nobody we know, where we may write: then nobody else will bring it back either."""
+    mine = policy.mode is Mode.ACT and any(
+        world.policy.balancers[s.balancer].mode is Mode.ACT and s.balancer not in world.standby for s in state.servers
+    )
+    if not mine or state.ejection is not None or state.proposed or not (out := _out_by_others(world, state)):
+        return None
+    return Hold(HoldName.OPERATOR, f"{out} is out by a hand we do not know; `adopt` makes it ours", state.instance, policy.name)
+
+
 def _out_by_others(world: World, state: InstanceState) -> str:
     """Its servers, if all of them are out on our axis already: to eject it would be to make somebody else's act ours, and undo it later."""
     seen = [world.seen(server) for server in state.servers]

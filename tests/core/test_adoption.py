@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbplugins.values import NONE, Setting
-from sidecar.core.model import Act, Adopted, Ejection, Instance
+from sidecar.core.model import Act, Adopted, Ejection, Instance, SelfChecked
 from sidecar.core.policy import Policy
 from tests.core.lab import Lab, good, policy, refused
 
@@ -83,3 +83,28 @@ def test_an_address_that_is_gone_from_the_pool_changes_nothing() -> None:
     lab.run(20)
 
     assert lab.written == [] and lab.told("ejected") == []
+
+
+def test_who_is_out_by_nobody_we_know_is_told_once_and_shown_however_well_he_answers() -> None:
+    lab = Lab()
+    lab.set_seen(1, ours=Setting(NONE))
+    lab.run(60)
+
+    assert lab.holds() == {"operator"}
+    assert [e.sentence for e in lab.told("held")] == [
+        "shop: held by operator for 10.0.0.1:80: edge/shop/s1 is out by a hand we do not know; `adopt` makes it ours"
+    ]
+
+    lab.set_seen(1, ours=Setting())
+    lab.run(10)
+    assert lab.holds() == set()
+
+
+def test_what_the_writer_has_out_while_we_stand_by_is_no_orphan_of_ours() -> None:
+    lab = Lab()
+    lab.run(20)
+    lab.feed(SelfChecked(lab.now, standby={"edge": "another sidecar writes to it"}))
+    lab.set_seen(1, ours=Setting(NONE))
+    lab.run(20)
+
+    assert lab.told("held") == [] and lab.holds() == set()
