@@ -192,11 +192,7 @@ def differences(seen: Seen, expect: Seen) -> list[str]:
     ['weight: 3 -> 5']
     """
     names = ("ours", "operator", "address", "weight", "generation")
-    return [
-        f"{name}: {getattr(expect, name)} -> {getattr(seen, name)}"
-        for name in names
-        if getattr(seen, name) != getattr(expect, name)
-    ]
+    return [f"{name}: {getattr(expect, name)} -> {getattr(seen, name)}" for name in names if getattr(seen, name) != getattr(expect, name)]
 
 
 Pools = Mapping[str, Mapping[Ref, Address]]
