@@ -395,10 +395,10 @@ class _Turn:
 
     def _is_unsaid(self, state: InstanceState) -> bool:
         """No balancer shows a word of ours that nobody wants any more, and none is on its way."""
+        if not all(self._has_looked(owner, state.ended_at) for owner, _ in self.world.policy.services[state.instance.service].pools):
+            return False
         for server in state.servers:
-            balancer = self.world.balancers.get(server.balancer)
-            if balancer is None or balancer.error or balancer.seen_at <= state.ended_at:
-                return False
+            balancer = self.world.balancers[server.balancer]
             wanted = wanted_of(state, self.world.policy.balancers[server.balancer])
             if server.ref in balancer.said_pending or balancer.said.get(server.ref) not in (None, wanted):
                 return False

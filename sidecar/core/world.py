@@ -156,7 +156,11 @@ class ServiceState:
 
 @dataclass(slots=True)
 class Sent:
-    """The last change sent to one server and what became of it. `confirmed`: a picture has shown it; `told`: the last refusal told."""
+    """The last change sent to one server and what became of it.
+
+    `confirmed`: a picture has shown it. `is_unsure`: it failed in a way that leaves open whether it was done, and no picture has shown
+    since. `told`: the last refusal told.
+    """
 
     serve: Serve
     at: float
@@ -165,12 +169,13 @@ class Sent:
     told: str = ""
     retries: int = 0
     confirmed: bool = False
+    is_unsure: bool = False
     generation: str = ""
 
     @property
     def is_settled(self) -> bool:
-        """Nothing of it is on its way any more: a picture has shown it, or the balancer said no."""
-        return self.confirmed or bool(self.refused)
+        """Nothing of it is on its way any more: a picture has shown it, or the balancer said no, and not merely nothing."""
+        return self.confirmed or (bool(self.refused) and not self.is_unsure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -599,6 +604,8 @@ class World:
         sent = balancer.sent.get(ref)
         if sent is not None and not sent.confirmed and seen.ours.serve is sent.serve:
             sent.confirmed, sent.generation = True, seen.generation
+        if sent is not None and at > sent.at:
+            sent.is_unsure = False
         self._adopt(server, seen, instance_state, at)
         if instance_state is not None and seen.ours.serve is Serve.FULL:
             instance_state.others -= {server}
@@ -740,6 +747,8 @@ class World:
             self.unfreezing.discard(intent.freeze.service)
         state = self.state_of(intent.instance) if intent.instance else None
         if state is None:
+            if intent.ejection is not None and intent.act is Act.EJECT:  # gone meanwhile: nothing was written, so it will lapse
+                self.adopted[intent.ejection.instance] = intent.ejection
             return
         match intent.act:
             case Act.EJECT:
@@ -812,11 +821,11 @@ class World:
                 if sent.retries and sent.told != why:
                     self._tell("refused", fact.at, "sidecar", f"{fact.balancer}/{change.ref} refused: {why}")
                     sent.told = why
-                sent.refused, sent.at, sent.retries = why, fact.at, sent.retries + 1
+                sent.refused, sent.at, sent.retries, sent.is_unsure = why, fact.at, sent.retries + 1, False
         if fact.error:
             for change in fact.changes:
                 if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
-                    sent.refused, sent.at, sent.retries = fact.error, fact.at, sent.retries + 1
+                    sent.refused, sent.at, sent.retries, sent.is_unsure = fact.error, fact.at, sent.retries + 1, True
             if balancer.told != fact.error:
                 self._tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
         balancer.told = fact.error

@@ -366,6 +366,9 @@ class Chaos:
             server.operator_by = "us"  # as before our last look: nobody can tell that it was ever otherwise
         if was_ours:
             side.blurred.add(ref)
+        pending = self.site.world.balancers[side.name].said_pending.get(ref) if side.name in self.site.world.balancers else None
+        if pending is not None and word in (pending.word, pending.before) and word is not Operator.READY:
+            server.operator_by = "us"  # the very word whose fate we were never told
         if word is Operator.READY and server.ours_by == "us" and self.rng.random() < 0.3:
             server.ours, server.ours_by = Setting(), ""  # some balancers clear both
 
@@ -601,7 +604,7 @@ class Chaos:
         site.check_self()
         for name, members in site.layout.static.items():
             site.discover(name, members)
-        site.run(2.5)
+        site.run(2.5 + max(0.0, site.pen_free - site.now))
         for name in (*site.layout.services, ""):
             self._command(Verb.UNFREEZE, service=name)
         for instance in sorted(site.known_instances):

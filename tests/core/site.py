@@ -256,7 +256,7 @@ class Site(Lab):
         self.about: set[Address] = set()
         """Of whom an ejection is on its way to the disk."""
         self.fsync_s = 0.001
-        self._pen_free = 0.0
+        self.pen_free = 0.0
         self.heard: dict[Target, list[Outcome]] = {}
         self.boot = "boot"
         self.alive = True
@@ -381,8 +381,8 @@ class Site(Lab):
         if told:
             self._at(self.now, lambda: self.feed(Journaled(told, self.now)))
         if binding:
-            self._pen_free = max(self._pen_free, self.now) + self.fsync_s
-            self._at(self._pen_free, lambda: self._write_down(binding))
+            self.pen_free = max(self.pen_free, self.now) + self.fsync_s
+            self._at(self.pen_free, lambda: self._write_down(binding))
         for name, changes in (decision.changes or {}).items():
             self.sides[name].tell(changes)
         self._timer += 1
