@@ -49,10 +49,10 @@ class _OverSocket(http.client.HTTPConnection):
 class Daemon:
     """`lb-sidecar run` with this configuration. Its API is a unix socket alone, so that no port can be taken; log lines go to `log`."""
 
-    def __init__(self, folder: Path, config: str, *, name: str = "sidecar") -> None:
-        """`config`: all but `api` and `state`, which stand in `folder`."""
+    def __init__(self, folder: Path, config: str, *, name: str = "sidecar", port: int | None = None) -> None:
+        """`config`: all but `api` and `state`, which stand in `folder`. `port`: answer on this loopback port too."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.port = folder, name, port
         self.config, self.log = folder / f"{name}.yaml", folder / f"{name}.log"
         self.state = folder / f"{name}.state"
         self.write(config)
@@ -60,7 +60,8 @@ class Daemon:
 
     def write(self, config: str) -> None:
         """A new configuration, read at the next start or reload."""
-        own = f"api: {{listen: null, socket: {self.folder}/{self.name}.sock}}\nstate: {{dir: {self.state}}}\n"
+        listen = "null" if self.port is None else f"127.0.0.1:{self.port}"
+        own = f"api: {{listen: {listen}, socket: {self.folder}/{self.name}.sock}}\nstate: {{dir: {self.state}}}\n"
         self.config.write_text(own + config)
 
     def start(self, *arguments: str, within: Sequence[str] = ()) -> None:

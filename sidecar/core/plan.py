@@ -104,7 +104,7 @@ def _waits(server: ServerRef, state: InstanceState, sent: Sent, now: float) -> H
     """Why the same is not sent again yet."""
     service = state.instance.service
     if sent.refused:
-        return Hold(HoldName.NOT_WRITABLE, f"{server} refused: {sent.refused}; it is asked again", state.instance, service)
+        return Hold(HoldName.UNSETTLED, f"{server} was not changed: {sent.refused}; it is told again", state.instance, service)
     why = f"{server} was told {now - sent.at:.1f} s ago; its effect should show within {sent.settle_s + EFFECT_GRACE_S:.1f} s"
     return Hold(HoldName.UNSETTLED, why, state.instance, service)
 

@@ -31,7 +31,7 @@ def instructions() -> list[tuple[str, str]]:
 def alive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A running sidecar without a balancer."""
     (port,) = free_ports(1)
-    daemon = Daemon(tmp_path_factory.mktemp("s"), port, ALONE)
+    daemon = Daemon(tmp_path_factory.mktemp("s"), ALONE, port=port)
     daemon.start()
     try:
         until(lambda: daemon.ask("/livez")[0] == 200, lambda: f"/livez\n{daemon.log_text()}")
@@ -59,10 +59,11 @@ def test_who_asks_for_its_life_hears_of_it_and_of_its_death(ask: object, alive: 
     assert callable(ask)
     proxied = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
 
-    assert subprocess.run(ask(alive.port), env=proxied, check=False, timeout=60).returncode == 0
+    port = alive.port
+    assert subprocess.run(ask(port), env=proxied, check=False, timeout=60).returncode == 0
 
     alive.end()
-    assert subprocess.run(ask(alive.port), stderr=subprocess.DEVNULL, check=False, timeout=60).returncode != 0
+    assert subprocess.run(ask(port), stderr=subprocess.DEVNULL, check=False, timeout=60).returncode != 0
 
 
 def test_it_runs_as_nobody_in_particular_and_names_no_registry() -> None:
