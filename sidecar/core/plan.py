@@ -24,12 +24,10 @@ def plan(
     changes: dict[str, list[Change]] = {}
     holds: list[Hold] = []
     leaving: set[ServerRef] = set()
-    anyones: set[ServerRef] = set()
     for name, service in world.services.items():
         if name not in policy.services:
             continue
         for state in service.instances.values():
-            anyones.update(state.servers)
             if state.ejection is None and not state.overrides and not state.ended and not _said_any(world, state):
                 continue
             for server in state.servers:
@@ -42,11 +40,10 @@ def plan(
                     change = _on_our_axis(world, policy, server, state, holds, leaving, now)
                 if change is not None:
                     changes.setdefault(server.balancer, []).append(change)
-    for name, balancer in world.balancers.items():
-        if name in policy.balancers and _may_write(world, policy, name):
-            for ref in [ref for ref in balancer.said if ServerRef(name, ref) not in anyones]:
-                if (change := _on_operators_axis(balancer, ref, Operator.READY, "it is no instance of ours any more", now)) is not None:
-                    changes.setdefault(name, []).append(change)
+    for name, ref in _nobodys(world, policy):
+        change = _on_operators_axis(world.balancers[name], ref, Operator.READY, "it is no instance of ours any more", now)
+        if change is not None:
+            changes.setdefault(name, []).append(change)
     return {name: tuple(found) for name, found in changes.items()}, holds
 
 
@@ -129,6 +126,15 @@ def _may_leave(world: World, policy: Policy, seen: Seen, service: str, now: floa
 
 def _said_any(world: World, state: InstanceState) -> bool:
     return any(s.ref in world.balancers[s.balancer].said for s in state.servers if s.balancer in world.balancers)
+
+
+def _nobodys(world: World, policy: Policy) -> list[tuple[str, Ref]]:
+    """Servers that show a word of ours although they are no instance's any more: an address has moved, a service was removed."""
+    said = [(name, ref) for name, b in world.balancers.items() if b.said and name in policy.balancers for ref in b.said]
+    if not said:
+        return []
+    owned = {server for service in world.services.values() for state in service.instances.values() for server in state.servers}
+    return [(name, ref) for name, ref in said if ServerRef(name, ref) not in owned and _may_write(world, policy, name)]
 
 
 def wanted_of(state: InstanceState, traits: BalancerPolicy) -> Operator:

@@ -61,9 +61,8 @@ def step(streak: Streak, outcome: Outcome, rules: Rules) -> None:
             streak.verdict_at, streak.rule = None, ""
         return
     _count_bad(streak, outcome)
-    if streak.verdict_at is None:
-        streak.rule = _complete(streak, outcome.ended, rules)
-        streak.verdict_at = outcome.ended if streak.rule else None
+    if streak.rule != "consecutive" and (rule := _complete(streak, outcome.ended, rules)) not in ("", streak.rule):
+        streak.rule, streak.verdict_at = rule, outcome.ended
 
 
 def clear(streak: Streak, now: float) -> None:

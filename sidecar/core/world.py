@@ -82,8 +82,8 @@ class InstanceState:
 
     `others`: its servers that others had out on our axis before we ejected it. `is_void`: the evidence had gone before the ejection was on
     disk. `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
-    kept until no balancer shows them. `is_reclaiming`: after a restart it is still open which of the words that the balancers show are
-    ours. `proposed`: those of our intents that are on their way to the disk.
+    kept until no balancer shows them. `unclaimed`: balancers which we have not
+    looked at since our restart; what words of ours they show is ours still. `proposed`: those of our intents that are on their way to disk.
     """
 
     instance: Instance
@@ -108,7 +108,7 @@ class InstanceState:
     overrides: dict[str, Override] = field(default_factory=dict)
     ended: dict[str, Override] = field(default_factory=dict)
     ended_at: float = float("-inf")
-    is_reclaiming: bool = False
+    unclaimed: frozenset[str] = frozenset()
     proposed: tuple[Act, ...] = ()
     told: Judgement = Judgement.UNKNOWN
     told_at: float = 0.0
@@ -448,7 +448,7 @@ class World:
             state.hands_off_until = self.adopted_hands_off.pop(instance, float("-inf"))
             for override in [o for o in self.adopted_overrides if o.instance == instance]:
                 state.say(override, at)
-                state.is_reclaiming = True
+                state.unclaimed = frozenset(owner for owner, _ in self.policy.services[service.name].pools)
                 self.adopted_overrides.remove(override)
             service.alert = True
             self._plan_checks(state)
@@ -536,16 +536,9 @@ class World:
             changed |= self._members_from(fact.balancer, balancer, name, fact.at)
         for ref, seen in balancer.seen.items():
             changed |= self._compare(balancer, ref, earlier.get(ref), seen, fact.at)
-        for name in names:
-            self._end_reclaiming(name)
+        for state in [state for name in names for state in self.services[name].instances.values() if state.unclaimed]:
+            state.unclaimed -= {fact.balancer} if fact.at > state.since or state.servers else frozenset()
         return names if changed or any(self.services[n].alert for n in names) else ()
-
-    def _end_reclaiming(self, service_name: str) -> None:
-        """Once all balancers have been looked at in this life, a word that is not known to be ours is somebody else's."""
-        pools = self.policy.services[service_name].pools
-        for state in self.services[service_name].instances.values():
-            if state.is_reclaiming:
-                state.is_reclaiming = any(self.balancers[owner].seen_at < state.since for owner, _ in pools if owner in self.balancers)
 
     def _members_from(self, name: str, balancer: BalancerState, service_name: str, at: float) -> bool:
         """Instances from the balancer's own lists, where the configuration names no other source."""
@@ -701,7 +694,7 @@ class World:
         if pending is not None and pending.before is not None and seen.operator is pending.before and seen.operator is not Operator.READY:
             balancer.said[ref] = pending.before
             return True
-        if state is not None and state.is_reclaiming and ref not in balancer.said:
+        if state is not None and balancer.name in state.unclaimed and ref not in balancer.said:
             has_drain = self.policy.balancers[balancer.name].drain
             if seen.operator in {in_its_words(o.state, has_drain) for o in (*state.overrides.values(), *state.ended.values())}:
                 balancer.said[ref] = seen.operator

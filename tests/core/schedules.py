@@ -368,7 +368,7 @@ class Chaos:
             side.blurred.add(ref)
         pending = self.site.world.balancers[side.name].said_pending.get(ref) if side.name in self.site.world.balancers else None
         if pending is not None and word in (pending.word, pending.before) and word is not Operator.READY:
-            server.operator_by = "us"  # the very word whose fate we were never told
+            server.operator_by = "maybe"  # the very word whose fate we have not been told
         if word is Operator.READY and server.ours_by == "us" and self.rng.random() < 0.3:
             server.ours, server.ours_by = Setting(), ""  # some balancers clear both
 

@@ -200,6 +200,8 @@ class Side:
                     self._blur(change)
                 (refusals if why else done).append((change, why))
         changes = tuple(change for change, _ in batch)
+        for change in changes if not self.reachable else ():
+            self._blur(change)
         self._busy, self._look_next, self._applied_at, self._look_at = False, True, self.site.now, self.site.now
         if not self.reachable or self.answers_lost:
             self.site.feed(Applied(self.name, self.site.now, changes, error="no answer"))

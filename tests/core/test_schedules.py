@@ -141,12 +141,11 @@ def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_word_is_reclaimed_after_a_restart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(World, "_end_reclaiming", lambda self, name: None)
     right = World._join
 
     def join(self: World, service: Any, instance: Any, source: str, at: float) -> None:
         right(self, service, instance, source, at)
-        service.instances[instance].is_reclaiming = False
+        service.instances[instance].unclaimed = frozenset()
 
     patch.setattr(World, "_join", join)
 

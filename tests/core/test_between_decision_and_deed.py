@@ -1,0 +1,385 @@
+"""What may change between a decision and its deed, and what a crash, a slow disk or a slow balancer must not turn into an outage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import pytest
+
+from lbplugins.values import Change, Operator, Ref, Serve, Setting
+from sidecar.core.model import Act, Applied, Commanded, Instance, Verb
+from sidecar.core.policy import Mode, Rules
+from tests.core.lab import Lab, good, policy, refused, status_500
+from tests.core.site import Layout, Site, address, policy_for
+
+WARM = 12.0
+ONE = {("shop", "edge", "shop"): (1, 2, 3, 4)}
+TWO = {("shop", "edge", "shop"): (1, 2, 3, 4), ("shop", "web", "shop"): (1, 2, 3, 4)}
+
+
+def warm(layout: Layout | None = None) -> Site:
+    layout = layout or Layout(ONE)
+    site = Site(layout, policy_for(layout), Random(1))
+    site.run(WARM)
+    return site
+
+
+def shop(i: int) -> Instance:
+    return Instance("shop", address(i))
+
+
+def server(site: Site, i: int, balancer: str = "edge"):  # type: ignore[no-untyped-def]
+    return site.sides[balancer].servers[Ref("shop", f"s{i}")]
+
+
+def out(site: Site, balancer: str = "edge") -> list[int]:
+    return [i for i in range(1, 5) if server(site, i, balancer).ours.serve is Serve.NONE]
+
+
+def die(site: Site, i: int, seconds: float = 3.0) -> None:
+    site.behave(address(i), "refused")
+    site.run(seconds)
+
+
+def command(site: Site, verb: Verb, i: int | None = None, state: Operator = Operator.READY, ttl: float | None = None) -> None:
+    until = None if ttl is None else site.now + ttl
+    instance = None if i is None else shop(i)
+    site.feed(Commanded(verb, "operator:root", site.now, "shop", instance, "root", state, until))
+
+
+# ---- while it is being written down ----
+
+
+def test_a_pause_while_the_ejection_is_on_its_way_to_disk_voids_it() -> None:
+    site = warm()
+    site.fsync_s = 1.0
+    site.behave(address(1), "refused")
+    while not site.about:
+        site.run(0.05)
+
+    site.behave(address(1), "good")
+    site.pause(30.0)
+    site.run(5.0)
+
+    assert out(site) == [] and not site.force.ejections
+    assert any("not taken out after all" in e.sentence for e in site.told("returned"))
+
+
+def test_a_freeze_while_the_ejection_is_on_its_way_to_disk_withdraws_it() -> None:
+    site = warm()
+    site.fsync_s = 0.5
+    writes: list[Change] = []
+    site.wrote = lambda side, change: writes.append(change)  # type: ignore[method-assign]
+    command(site, Verb.FREEZE)
+    site.behave(address(1), "refused")
+    while not site.about:
+        site.run(0.05)
+    site.run(5.0)
+    site.behave(address(1), "good")
+    site.run(2.0)
+
+    command(site, Verb.UNFREEZE)
+    site.run(5.0)
+
+    assert writes == [] and not site.force.ejections
+
+
+def test_the_end_of_a_freeze_is_written_once_however_slow_the_disk() -> None:
+    site = warm()
+    site.fsync_s = 2.0
+    command(site, Verb.FREEZE, ttl=3.0)
+
+    site.run(15.0)
+
+    assert [i.act for i in site.journal] == [Act.FREEZE, Act.UNFREEZE]
+
+
+def test_what_took_effect_on_a_full_disk_is_written_when_there_is_room() -> None:
+    site = warm()
+    die(site, 1)
+    site.disk_full = True
+    site.check_self()
+    site.behave(address(1), "good")
+    site.run(5.0)
+    assert out(site) == [] and site.force.ejections
+
+    site.disk_full = False
+    site.check_self()
+    site.run(2.0)
+
+    assert not site.force.ejections
+
+
+# ---- while the balancer is slow, away, or forgets ----
+
+
+def test_an_ejection_that_still_waits_for_its_reload_is_called_back() -> None:
+    """Else it is forgotten, the reload comes, and the server is out with nobody to bring it back."""
+    site = warm()
+    site.sides["edge"].join_s = 5.0
+    die(site, 2)  # so that the next change waits for its turn
+    site.behave(address(1), "refused")
+    while Act.EJECT not in [i.act for i in site.journal if i.instance == shop(1)]:
+        site.run(0.01)
+    site.behave(address(1), "good")
+
+    site.run(10.0)
+
+    assert out(site) == [2] and list(site.force.ejections) == [shop(2)]
+
+
+def test_what_a_balancer_forgot_is_taken_out_again_only_as_far_as_the_guards_allow_now() -> None:
+    site = warm()
+    site.behave(address(1), "refused")
+    die(site, 2)
+    assert out(site) == [1, 2]
+
+    site.sides["edge"].forget_all(operators_too=True)
+    server(site, 3).down = True
+    site.run(5.0)
+
+    assert len(out(site)) <= 1 and sum(s.serving for s in site.sides["edge"].servers.values()) >= 2
+
+
+def test_nothing_is_ejected_while_its_balancer_is_lost() -> None:
+    site = warm()
+    site.sides["edge"].reachable = False
+    site.run(2.0)
+
+    die(site, 1, 5.0)
+    assert site.told("ejected") == [] and "balancer_lost" in site.holds()
+
+    site.sides["edge"].reachable = True
+    site.run(3.0)
+    assert out(site) == [1]
+
+
+def test_nothing_is_ejected_on_a_picture_that_is_old() -> None:
+    site = warm()
+    site.sides["edge"].look_s = 60.0
+    site.run(7.0)
+
+    die(site, 1, 5.0)
+
+    assert site.told("ejected") == [] and "balancer_lost" in site.holds()
+
+
+def test_after_a_restart_nothing_is_forgotten_before_every_balancer_was_looked_at() -> None:
+    site = warm(Layout(TWO))
+    die(site, 1)
+    site.sides["web"].reachable = False
+    site.crash()
+    site.behave(address(1), "good")
+    site.revive()
+    site.run(20.0)
+    assert out(site) == [] and out(site, "web") == [1] and list(site.force.ejections) == [shop(1)]
+
+    site.sides["web"].reachable = True
+    site.run(5.0)
+
+    assert out(site, "web") == [] and not site.force.ejections
+
+
+def test_ready_by_hand_counts_on_every_balancer_after_a_restart() -> None:
+    site = warm(Layout(TWO))
+    die(site, 1)
+    site.crash()
+    site.revive()
+    site.run(3.0)
+
+    web = server(site, 1, "web")
+    web.ours, web.ours_by = Setting(), ""
+    site.run(5.0)
+
+    assert out(site) == [] and out(site, "web") == []
+    assert shop(1) in site.force.hands_off
+
+
+# ---- identities, and acts of others ----
+
+
+def test_a_slot_that_gets_another_address_is_another_instance_and_comes_back() -> None:
+    site = warm()
+    die(site, 1)
+    assert out(site) == [1]
+    site.behave(address(99), "good")
+
+    server(site, 1).address = address(99)
+    site.run(5.0)
+
+    assert out(site) == [] and not site.force.ejections
+
+
+def test_a_forgetful_balancer_with_a_new_address_is_not_told_of_the_old_one() -> None:
+    site = warm()
+    die(site, 1)
+    site.behave(address(99), "good")
+    writes: list[Change] = []
+    site.wrote = lambda side, change: writes.append(change)  # type: ignore[method-assign]
+
+    site.sides["edge"].forget_all(operators_too=False)
+    server(site, 1).address = address(99)
+    site.run(5.0)
+
+    assert writes == [] and not site.force.ejections
+
+
+def test_what_others_have_out_stays_theirs_also_when_it_fails() -> None:
+    site = warm()
+    server(site, 1).ours = Setting(Serve.NONE)
+    site.run(2.0)
+    die(site, 1, 10.0)
+    site.behave(address(1), "good")
+
+    site.run(10.0)
+
+    assert out(site) == [1] and site.told("ejected") == []
+
+
+def test_instances_in_no_pool_take_nobodys_place() -> None:
+    site = warm(Layout({("shop", "edge", "shop"): (1, 2, 3, 4)}, {"shop": tuple(range(1, 13))}))
+    for i in (1, 2, 3):
+        site.behave(address(i), "refused")
+
+    site.run(20.0)
+
+    assert len(out(site)) == 2
+
+
+# ---- our words on the operator's axis ----
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_drain_that_ended_while_we_were_dead_is_undone(cleared: bool) -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING, ttl=None if cleared else 5.0)
+    site.run(2.0)
+    assert server(site, 1).operator is Operator.DRAINING
+    if cleared:
+        site.sides["edge"].reachable = False
+        command(site, Verb.CLEAR, 1)
+        site.run(0.5)
+
+    site.crash()
+    site.now += 10.0
+    site.sides["edge"].reachable = True
+    site.revive()
+    site.run(5.0)
+
+    assert server(site, 1).operator is Operator.READY and not site.force.overrides
+
+
+def test_a_drain_survives_a_restart_and_can_be_cleared_after_it() -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    site.crash()
+    site.revive()
+    site.run(5.0)
+    assert server(site, 1).operator is Operator.DRAINING
+
+    command(site, Verb.CLEAR, 1)
+    site.run(5.0)
+
+    assert server(site, 1).operator is Operator.READY
+
+
+def test_a_word_that_failed_is_said_again() -> None:
+    site = warm()
+    site.sides["edge"].reachable = False
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(3.0)
+
+    site.sides["edge"].reachable = True
+    site.run(5.0)
+
+    assert server(site, 1).operator is Operator.DRAINING
+
+
+class Stubborn(Lab):
+    """A balancer that says no to everything."""
+
+    tries = 0
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        self.tries += 1
+        self.feed(Applied("edge", self.now, (), tuple((change, "permission denied") for change in changes)))
+        self._look()
+
+
+def test_a_balancer_that_refuses_a_word_is_asked_with_growing_patience_and_told_of_once() -> None:
+    lab = Stubborn()
+    lab.run(WARM)
+    lab.feed(Commanded(Verb.OVERRIDE, "operator:root", lab.now, "shop", shop(1), "root", Operator.DRAINING))
+
+    lab.run(60.0)
+
+    assert 3 <= lab.tries <= 12
+    assert [e.sentence for e in lab.told("refused")] == ["edge/shop/s1 refused: permission denied"]
+
+
+# ---- evidence ----
+
+
+def test_a_window_that_was_bad_is_no_ground_once_it_has_risen() -> None:
+    lab = Lab(4)
+    lab.run(WARM)
+    lab.feed(Commanded(Verb.OVERRIDE, "operator:root", lab.now, "shop", shop(1), "root", Operator.MAINTENANCE))
+    lab.run(1.0)
+    lab.answer(1, _every_fourth())
+    lab.run(5.0)
+
+    lab.answer(1, good())
+    lab.run(0.5)
+    lab.feed(Commanded(Verb.CLEAR, "operator:root", lab.now, "shop", shop(1), "root"))
+    lab.run(5.0)
+
+    assert lab.told("ejected") == []
+
+
+def test_a_rule_that_only_observes_does_not_shield_from_one_that_acts() -> None:
+    lab = Lab(4, policy=policy(rule_modes={"window": Mode.OBSERVE}, rules=Rules(window_bad=0.3)))
+    lab.run(WARM)
+    lab.answer(1, _every_other())
+    lab.run(5.0)
+    assert [e.enforced for e in lab.told("ejected")] == [False] and lab.out() == []
+
+    lab.answer(1, status_500())
+    lab.run(3.0)
+
+    assert lab.out() == [1]
+
+
+def test_a_lost_witness_brings_nobody_back_in_a_freeze() -> None:
+    lab = Lab(2)
+    lab.run(WARM)
+    lab.answer(1, refused())
+    lab.run(0.6)
+    assert lab.out() == [1]
+    lab.answer(2, refused())
+    lab.feed(Commanded(Verb.FREEZE, "operator:root", lab.now, "shop"))
+
+    lab.run(5.0)
+
+    assert lab.out() == [1]
+
+
+def _every_fourth() -> Callable[..., object]:
+    turns = {"n": 0}
+
+    def answer(now: float, timeout: float) -> object:
+        turns["n"] += 1
+        return status_500()(now, timeout) if turns["n"] % 4 else good()(now, timeout)
+
+    return answer
+
+
+def _every_other() -> Callable[..., object]:
+    turns = {"n": 0}
+
+    def answer(now: float, timeout: float) -> object:
+        turns["n"] += 1
+        return good()(now, timeout) if turns["n"] % 2 else status_500()(now, timeout)
+
+    return answer
