@@ -64,6 +64,10 @@ class Watch:
     def tried(self, ports: tuple[int, ...], since: float, until: float) -> list[Attempt]:
         return [a for a in list(self.attempts) if since < a.at <= until and a.port in ports]
 
+    def answered(self, port: int, since: float) -> float | None:
+        """When it was first tried after `since` with an answer that is not the balancer's own; None = not yet."""
+        return next((a.at for a in self.tried((port,), since, float("inf")) if 200 <= a.status < 500), None)
+
     def stop(self) -> None:
         self._ended.set()
         for thread in self._threads:
@@ -120,29 +124,43 @@ def haproxy_look(admin: Path, ports: Mapping[str, int]) -> Look:
     """In rotation = running, and no word of an operator against it, by `show servers state`."""
 
     def look() -> Mapping[int, bool] | None:
-        try:
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(2)
-                sock.connect(str(admin))
-                sock.sendall(b"show servers state shop\n")
-                text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-        except OSError:
-            return None
-        rows = [line.split() for line in text.splitlines()[2:] if line]
-        return {ports[row[3]]: row[5] in ("1", "2") and not int(row[6]) & 0x29 for row in rows if row[3] in ports}
+        rows = _states(admin)
+        return None if rows is None else {ports[r[3]]: r[5] in ("1", "2") and not int(r[6]) & 0x29 for r in rows if r[3] in ports}
 
     return look
 
 
+def haproxy_health(admin: Path) -> Mapping[str, int]:
+    """How far HAProxy's own check trusts each server, by name: `fall + rise - 1` = fully; empty when it did not say."""
+    return {row[3]: int(row[12]) for row in _states(admin) or ()}
+
+
+def _states(admin: Path) -> list[list[str]] | None:
+    """The rows of `show servers state`; None = no answer."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(2)
+            sock.connect(str(admin))
+            sock.sendall(b"show servers state shop\n")
+            text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    except OSError:
+        return None
+    return [line.split() for line in text.splitlines()[2:] if line]
+
+
 def read_haproxy(line: str, shift: float, ports: Mapping[str, int]) -> list[Attempt]:
-    """Of one `httplog` line. A retry counts as an attempt at an unknown server: HAProxy names only the one that answered."""
+    """Of one `httplog` line. A retry counts as an attempt at an unknown server: HAProxy names only the one that answered.
+
+    That attempt came first; the queue time of the line (Tw) has grown by what it took.
+    """
     found = _HTTPLOG.search(line)
     if found is None:
         return []
     accepted = datetime.strptime(found["date"], "%d/%b/%Y:%H:%M:%S.%f").timestamp()
-    at = accepted + shift + max(0, int(found["tr"])) / 1000 + max(0, int(found["tw"])) / 1000
+    first = accepted + shift + max(0, int(found["tr"])) / 1000
+    at = first + max(0, int(found["tw"])) / 1000
     status = int(found["status"])
-    retried = [Attempt(at, 0, 0)] if found["retries"].lstrip("+") != "0" else []
+    retried = [Attempt(first, 0, 0)] if found["retries"].lstrip("+") != "0" else []
     return [*retried, *([Attempt(at, ports[found["server"]], status)] if found["server"] in ports else [])]
 
 
