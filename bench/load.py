@@ -140,7 +140,8 @@ class Load:
         self.requests: deque[Request] = deque(maxlen=200_000)
         self._process = subprocess.Popen([sys.executable, "-m", "bench.load", str(port), str(rate)], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None, "asked for a pipe"
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._lines = self._process.stdout
+        self._reader = threading.Thread(target=self._read, args=(self._lines,), daemon=True)
         self._reader.start()
 
     def _read(self, lines: IO[str]) -> None:
@@ -160,6 +161,8 @@ class Load:
             self._process.kill()
             self._process.wait()
         self._reader.join(TIMEOUT_S)
+        if not self._reader.is_alive():
+            self._lines.close()
 
 
 async def generate(port: int, rate: float) -> None:

@@ -220,7 +220,7 @@ def _judged(
     watch = scene.watch
     # HAProxy hides where a retried request was refused, or, alone, met a full accept queue: while one instance is bad it was there.
     hidden = scene.kind == "haproxy" and (fault == "kill" or scene.cell.alone is not None)
-    tried = watch.tried((port, 0) if hidden else (port,), at, listening)
+    tried = watch.tried((port, 0) if hidden else (port,), at, listening if scene.cell.tells else at + OBSERVED_S)
     out = _out(scene, port, at, tried)
     hurt = [r for r in scene.load.between(at - 1.0, listening) if r.ended >= at]
     reached = [a.at for a in tried]
