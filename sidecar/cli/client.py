@@ -432,13 +432,15 @@ async def adopt(args: argparse.Namespace, out: Output) -> int:
 
     async with Daemon.found(args.api) as daemon:
         pool = _pool((await _services(daemon))[0], args.pool)
-        method, query = ("GET", {"pool": pool, "diff": "1"}) if args.diff else ("POST", {"pool": pool})
-        answer = await daemon.ask(method, "/api/v1/adopt", query)
-        found = read(models.Adopted, answer.body, daemon.where)
+        preview = await daemon.ask("GET", "/api/v1/adopt", {"pool": pool, "diff": "1"})
+        answer = preview if args.diff else await daemon.ask("POST", "/api/v1/adopt", {"pool": pool})
+        would, found = (read(models.Adopted, each.body, daemon.where) for each in (preview, answer))
     if out.form == "json":
         out.json(answer.body)
     else:
         for line in found.text.splitlines() or [f"{found.pool}: nothing to adopt"]:
+            if not args.diff and line.startswith("nothing to adopt") and not would.text.startswith("nothing to adopt"):
+                line = f"{found.pool} is taken over as it stands in the file"
             out.say(line)
     return 0
 

@@ -22,6 +22,7 @@ from sidecar.web import models
 from sidecar.web.options import DEFAULT_SOCKET, Secret, SecretError, is_loopback
 
 CONNECT_WITHIN_S = 3.0
+DEFAULT_URL = "http://127.0.0.1:8642"
 ANSWER_WITHIN_S = 15.0
 MAX_ANSWER_BYTES = 64 << 20
 
@@ -166,8 +167,8 @@ class Daemon:
                 return Answer(raw, False)
             raise Unreachable(f"{self.where} answered {status} and not as lb-sidecar does: is this its address? ({self._how()})") from None
         if status == 401 and self._secret is None:
-            cure = "set LB_SIDECAR_TOKEN=file:/path or env:NAME, or ask as root over the socket"
-            error = error.model_copy(update={"cure": f"{error.cure}; {cure}" if error.cure else cure})
+            cure = "set LB_SIDECAR_TOKEN=file:/path or env:NAME to a token of api.tokens, or ask over the unix socket as root or its group"
+            error = error.model_copy(update={"cure": cure})
         raise Refused(error, raw)
 
     def _why(self, error: aiohttp.ClientError) -> str:
@@ -185,7 +186,7 @@ class Daemon:
 
     def _how(self) -> str:
         if self.where.origin == "default":
-            return "give another place with --api URL or LB_SIDECAR_API"
+            return f"a daemon without this socket is asked with --api {DEFAULT_URL}, or where its `api` says; also as LB_SIDECAR_API"
         return f"the place comes from {self.where.origin}"
 
 

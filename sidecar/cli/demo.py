@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lbplugins.values import Address
 from sidecar.app import App, StartError
 from sidecar.config.load import load
 from sidecar.core.model import Event
@@ -37,13 +38,21 @@ def demo(arguments: argparse.Namespace) -> int:
     if not 2 <= arguments.instances <= 20:
         print("lb-sidecar demo: --instances must be 2 to 20", file=sys.stderr)
         return 2
-    console = Console()
+    try:
+        Address.parse(arguments.listen)
+    except ValueError as error:
+        print(f"lb-sidecar demo: --listen: {error}", file=sys.stderr)
+        return 2
+    console = Console(soft_wrap=not sys.stdout.isatty())  # whoever reads us by a pipe wants whole lines
     folder = Path(tempfile.mkdtemp(prefix="lbs-"))
     folder.chmod(0o755)  # the workers of a balancer started by root are somebody else
     try:
         return asyncio.run(_play(arguments, console, folder))
     except (StageError, StartError) as error:
-        console.print(f"[red]{error}[/]")
+        told = str(error)
+        if told.startswith("api.listen "):  # the demo's words for it
+            told = f"--listen {arguments.listen} is taken by another process; choose another, as --listen 127.0.0.1:8643"
+        console.print(told, style="red", markup=False)
         return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +164,10 @@ def _obey(line: str, console: Console, app: App, instances: Instances) -> None:
         "mend": lambda i: instances.signal(i, signal.SIGUSR2),
     }
     if verb not in acts or not number.isdigit() or not 1 <= int(number) <= len(instances.ports):
-        console.print(HELP)
+        wrong = f"there are instances 1 to {len(instances.ports)}: {verb} which?" if verb in acts else f"{line!r} is no order; there are:"
+        console.print(f"  {wrong}", markup=False)
+        if verb not in acts:
+            console.print(HELP)
         return
     i = int(number) - 1
     if verb == "start" and instances.is_running(i):

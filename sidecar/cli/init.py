@@ -43,5 +43,7 @@ def _create(path: Path, text: str) -> None:
             stream.write(text)
     except FileExistsError as error:
         raise DraftError(f"{path} is there already and was not touched; name another --output, or remove it") from error
+    except FileNotFoundError as error:
+        raise DraftError(f"{path}: there is no folder {path.parent}; make it, or name another --output") from error
     except OSError as error:
         raise DraftError(f"{path}: {error.strerror}; name an --output that you may write") from error

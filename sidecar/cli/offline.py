@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from sidecar.cli.show import Output, story
+from sidecar.cli.folder import Unreadable, journal_of
+from sidecar.cli.show import Output, ago, clock, story
 from sidecar.core.measure import measure
 from sidecar.core.model import Hold
 from sidecar.core.whatif import Rerun
@@ -35,9 +36,13 @@ class Past:
 
 
 def explain(state: Path, instance: str, at: datetime | None, out: Output) -> int:
-    """0: told. 1: nothing is recorded for that time. 2: no such instance then."""
-    folder = state / "recorder" if (state / "recorder").is_dir() else state
-    past = _past(folder, at)
+    """0: told. 1: nothing is recorded for that time, or it cannot be read. 2: no such instance then."""
+    try:
+        folder = journal_of(state)
+        past = _past(folder, at)
+    except Unreadable as error:
+        print(f"lb-sidecar: {error}", file=sys.stderr)
+        return 1
     if past is None:
         print(f"nothing is recorded in {folder} for that time; --state is the state folder of `lb-sidecar run`", file=sys.stderr)
         return 1
@@ -58,6 +63,10 @@ def explain(state: Path, instance: str, at: datetime | None, out: Output) -> int
     if out.form == "json":
         out.json(f'{{"instance":{shown.model_dump_json()},"decisions":{told.model_dump_json()}}}'.encode())
     else:
+        now = datetime.now(UTC)
+        out.say(
+            f"As of {clock(past.at, now)}, {ago(past.at, now)} ago, by the record in {folder}; what has come since is not in it", "yellow"
+        )
         out.show(story(shown, list(reversed(told.decisions)), past.at))
     return 0
 

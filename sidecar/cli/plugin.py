@@ -197,7 +197,9 @@ def _write_template(name: str, folder: Path) -> None:
             with target.open("x", encoding="utf-8") as out:
                 out.write(text)
     except OSError as error:
-        raise _Unusable(BAD, f"cannot write the template to {folder}: {error}") from error
+        raise _Unusable(
+            BAD, f"cannot write the template to {folder}: {error.strerror or error}; name another folder as DIRECTORY"
+        ) from error
 
 
 def _load(name: str) -> type[Balancer]:
@@ -206,7 +208,7 @@ def _load(name: str) -> type[Balancer]:
     entries = {entry.name: entry for entry in _registered()}
     if name not in entries:
         near = get_close_matches(name, entries, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"registered are: {', '.join(entries) or 'none'}"
+        hint = f"did you mean {near[0]!r}?" if near else f"registered are: {', '.join(entries) or 'none'}."
         raise _Unusable(WRONG_USE, f"no plugin {name!r}: {hint} A class that is not installed is named as module:Class")
     return _imported(name, entries[name].value)
 
@@ -232,7 +234,7 @@ def _read_options(file: Path) -> Mapping[str, object]:
             raise _Unusable(WRONG_USE, f"{file} is larger than {OPTIONS_MAX_BYTES} bytes: it should hold the options of one balancer")
         options = YAML(typ="safe", pure=True).load(text)
     except OSError as error:
-        raise _Unusable(WRONG_USE, f"cannot read the options: {error}") from error
+        raise _Unusable(WRONG_USE, f"cannot read the options from {file}: {error.strerror or error}") from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise _Unusable(WRONG_USE, f"{file} is neither YAML nor JSON: {_one_line(str(error))}") from error
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):

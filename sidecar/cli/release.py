@@ -13,6 +13,7 @@ from lbplugins.values import Address, Ref
 from sidecar.balancers.host import Host
 from sidecar.balancers.undo import give_back, whereabouts
 from sidecar.cli.daemon import Daemon, Place, Refused, Unreachable, path
+from sidecar.cli.folder import owner_of
 from sidecar.config.compose import pools_of
 from sidecar.config.load import find_config, load
 from sidecar.config.models import Config
@@ -34,6 +35,12 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
     try:
         loaded = load(find_config(argument))
         config = loaded.require()
+        if config.state.dir is None and (owner := _owner_of_the_usual()):
+            return _say(
+                f"the state folder {state_dir.SYSTEM_DIR} belongs to {owner}, and in it stands what is out: "
+                f"run it as that user (`sudo -u {owner} lb-sidecar release …`)",
+                1,
+            )
         folder = state_dir.resolve(config.state.dir, os.environ).path
     except ConfigError as error:
         for problem in error.problems:
@@ -44,9 +51,9 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
     if expired:
         promised = lease.LeaseFile(folder, clock.boot_id()).read()
         if not promised.expired(clock.boottime(), clock.boot_id()):
-            return _say(
-                f"a sidecar (process {promised.pid}) answers for what is out; its lease runs {promised.until - clock.boottime():.0f} s", 0
-            )
+            left = f"{promised.until - clock.boottime():.0f} s"
+            who = f"the lease of the sidecar (process {promised.pid})"
+            return _say(f"{who} still covers what is out, for {left}; `release --all` does not wait for its end", 0)
     held = lock.acquire(folder / "lock")
     if isinstance(held, lock.Busy) and everything:
         return await _ask_daemon(config, held.by)
@@ -147,6 +154,15 @@ def _write_down(folder: Path, adopted: Adopted, *, is_done: bool, everything: bo
         print("frozen: nothing goes out until `lb-sidecar unfreeze`")
     log.append(intents)
     log.close()
+
+
+def _owner_of_the_usual() -> str:
+    """Whose the system's state folder is, if not ours: to look into another and find nothing would be the wrong answer."""
+    if os.environ.get("STATE_DIRECTORY") or not os.path.isdir(state_dir.SYSTEM_DIR):
+        return ""
+    if os.stat(state_dir.SYSTEM_DIR).st_uid == os.geteuid():
+        return ""
+    return owner_of(state_dir.SYSTEM_DIR)
 
 
 def _user() -> str:

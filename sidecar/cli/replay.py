@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from lbplugins.values import Traits
+from sidecar.cli.folder import Unreadable, journal_of, listed, to_read
 from sidecar.config import compose
 from sidecar.config.load import load
 from sidecar.config.plugins import plugin_class
@@ -23,7 +24,7 @@ from sidecar.core.world import World
 from sidecar.journal.codec import decode
 from sidecar.journal.recorder import digest
 from sidecar.journal.segments import Batch, Gap, Segment, read
-from sidecar.store import clock, state_dir
+from sidecar.store import clock
 from sidecar.store.decisions import Record
 from sidecar.store.decisions import read as read_decisions
 
@@ -66,7 +67,11 @@ class Replayed:
 
 def replay(arguments: argparse.Namespace) -> int:
     """0: the decisions are the same. 1: they differ. 2: nothing to replay, or a configuration that cannot be used."""
-    folder = arguments.journal / "recorder" if (arguments.journal / "recorder").is_dir() else arguments.journal
+    try:
+        folder = journal_of(arguments.journal)
+    except Unreadable as error:
+        print(f"lb-sidecar replay: {error}", file=sys.stderr)
+        return 2
     policy: Policy | None = None
     if arguments.config is not None:
         loaded = load(arguments.config)
@@ -161,13 +166,14 @@ def report(arguments: argparse.Namespace) -> int:
     """What observe mode would have done, and how often that would have been right. 0, or 2 when there is nothing to report on."""
     try:
         since = _moment(arguments.since)
-        folder = arguments.state or state_dir.resolve(None, os.environ).path
-    except (ValueError, state_dir.StateDirError) as error:
-        print(error, file=sys.stderr)
+        folder = to_read(arguments.state)
+        log = listed(folder / "decisions") if os.path.lexists(folder / "decisions") else folder / "decisions"
+    except (ValueError, Unreadable) as error:
+        print(f"lb-sidecar report: {error}", file=sys.stderr)
         return 2
-    records = [r for r in read_decisions(folder / "decisions") if since is None or r.when.timestamp() >= since]
+    records = [r for r in read_decisions(log) if since is None or r.when.timestamp() >= since]
     if not records:
-        print(f"no decisions in {folder} for that time", file=sys.stderr)
+        print(f"no decisions in {folder} for that time; another state folder is named with --state", file=sys.stderr)
         return 2
     rows = list(_verdicts(records))
     if arguments.output == "json":
@@ -176,9 +182,11 @@ def report(arguments: argparse.Namespace) -> int:
     right = sum(1 for row in rows if row["right"])
     for row in rows:
         verdict = "right" if row["right"] else "not worth it: well again within 10 s"
-        print(f"{row['when']}  {row['instance']}  out for {row['out_s']} s  {verdict}\n    {row['sentence']}")
+        length = "no return on record" if row["out_s"] is None else f"out for {row['out_s']} s"
+        print(f"{row['when']}  {row['instance']}  {length}  {verdict}\n    {row['sentence']}")
     mode = "acted" if any(r.enforced for r in records if r.kind == "ejected") else "would have acted"
-    print(f"{mode} {len(rows)} times since {records[0].when:%Y-%m-%d %H:%M} UTC; {right} of {len(rows)} right")
+    times = "time" if len(rows) == 1 else "times"
+    print(f"{mode} {len(rows)} {times} since {records[0].when:%Y-%m-%d %H:%M} UTC; {right} of {len(rows)} right")
     held = Counter(hold.name for r in records if r.kind in ("held", "pool_event") for hold in r.holds[:1])
     for name, count in held.most_common():
         print(f"held by {name}: {count} times")
@@ -186,12 +194,13 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def _verdicts(records: list[Record]) -> Iterator[dict[str, object]]:
-    """Each ejection with how long it lasted; still out counts as right."""
+    """Each ejection with how long it lasted; still out counts as right, and so does one that ended by other hands than ours."""
     for i, record in enumerate(records):
         if record.kind != "ejected":
             continue
         key = (record.service, record.instance)
-        back = next((r for r in records[i + 1 :] if r.kind == "returned" and (r.service, r.instance) == key), None)
+        after = next((r for r in records[i + 1 :] if r.kind in ACTS and (r.service, r.instance) == key), None)
+        back = after if after is not None and after.kind == "returned" else None
         out_s = None if back is None else round((back.when - record.when).total_seconds(), 1)
         yield {
             "when": record.when.isoformat(timespec="seconds"),

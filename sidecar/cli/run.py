@@ -16,6 +16,7 @@ from sidecar.config.load import Loaded, find_config, load, unreadable_secrets
 from sidecar.config.problems import ConfigError
 from sidecar.journal.intents import JournalError
 from sidecar.store.state_dir import StateDirError
+from sidecar.web.options import SecretError
 
 END_WITHIN_S = 4.5
 """From SIGTERM to the end, whatever hangs."""
@@ -51,6 +52,9 @@ async def _serve(loaded: Loaded, *, observe: bool) -> int:
     except (StartError, StateDirError, JournalError) as error:
         print(f"lb-sidecar: {error}", file=sys.stderr)
         return 1
+    except SecretError as error:  # it was well a moment ago, when the configuration was checked
+        print(f"lb-sidecar: {error}", file=sys.stderr)
+        return 2
     notify("READY=1")
     watchdog = loop.create_task(_watchdog(orders.app))
     await orders.stopping.wait()

@@ -161,7 +161,17 @@ def _why(each: models.Instance, now: datetime) -> str:
         word = max(each.overrides, key=lambda o: ("ready", "draining", "maintenance").index(o.state.value))
         until = f", until {clock(word.until, now)}" if word.until else ""
         return f"by {word.actor}" + (f": {word.reason}" if word.reason else "") + until
-    return _told_briefly(each.reason, f"{each.service}/{each.instance}", each.judgement.value)
+    told = _told_briefly(each.reason, f"{each.service}/{each.instance}", each.judgement.value)
+    remarks = _remarks_of_those_out(each)
+    if each.judgement.value == "healthy" and remarks:
+        return remarks
+    return "; ".join(part for part in (told, remarks) if part)
+
+
+def _remarks_of_those_out(each: models.Instance) -> str:
+    """What the balancers say about servers that get nothing although neither we nor an operator want it so: an own check, a backup."""
+    out = [s for s in each.servers if s.serving is False and s.ours == "full" and s.operator.value == "ready" and s.remark]
+    return "; ".join(dict.fromkeys(f"{s.balancer}: {s.remark}" for s in out))
 
 
 def _told_briefly(sentence: str, who: str, judgement: str) -> str:
@@ -173,7 +183,8 @@ def _told_briefly(sentence: str, who: str, judgement: str) -> str:
 def _beside_the_table(service: models.Service) -> list[str]:
     """The reasons for the status that neither the table nor the list of holds shows."""
     shown = {f"{each.name} is {each.judgement.value}" for each in service.instances.values()}
-    return [why for why in service.why if why not in shown and not why.startswith("held by ")]
+    told = ("held by ", "frozen by ") if service.freeze is not None else ("held by ",)
+    return [why for why in service.why if why not in shown and not why.startswith(told)]
 
 
 def _holds(service: models.Service) -> list[RenderableType]:
@@ -194,13 +205,17 @@ def _balancers(services: Iterable[models.Service]) -> RenderableType | None:
     """Every pool with what the balancer itself shows."""
     rows: dict[str, list[int]] = {}
     faults: dict[str, str] = {}
+    shut: dict[str, str] = {}
     for service in services:
         faults.update(service.balancer_faults)
         for pool in service.pools:
             rows.setdefault(pool, [0, 0, 0])
         for each in service.instances.values():
             for server in each.servers:
-                row = rows.setdefault(f"{server.balancer}/{server.pool}", [0, 0, 0])
+                pool = f"{server.balancer}/{server.pool}"
+                row = rows.setdefault(pool, [0, 0, 0])
+                if server.writable:
+                    shut.setdefault(pool, server.writable)
                 row[0] += 1
                 row[1] += server.serving is not False and server.ours == "full" and server.operator.value == "ready"
                 row[2] += server.in_flight or 0
@@ -210,8 +225,12 @@ def _balancers(services: Iterable[models.Service]) -> RenderableType | None:
     for title in ("BALANCER/POOL", "IN ROTATION", "UNDER WAY", "STATE"):
         table.add_column(title, no_wrap=title != "STATE")
     for pool, (servers, rotating, busy) in sorted(rows.items()):
-        fault = faults.get(pool.partition("/")[0], "")
-        table.add_row(text(pool), f"{rotating} of {servers}", str(busy), text(fault or "answers", "red" if fault else "green"))
+        state = text("answers", "green")
+        if fault := faults.get(pool.partition("/")[0], ""):
+            state = text(fault, "red")
+        elif why := shut.get(pool, ""):
+            state = text(f"answers, but takes no change from us: {why}", "yellow")
+        table.add_row(text(pool), f"{rotating} of {servers}", str(busy), state)
     return Group(Text(), table)
 
 
@@ -248,6 +267,8 @@ def _as_it_is(instance: models.Instance, now: datetime) -> list[RenderableType]:
     lines: list[RenderableType] = [state]
     if instance.reason:
         lines.append(_labelled("Why", instance.reason))
+    if instance.serving.value != "full" and (remarks := _remarks_of_those_out(instance)):
+        lines.append(_labelled("Out by", remarks))
     for override in instance.overrides:
         lines.append(_labelled("Said", overridden(override, now)))
     for hold in instance.holds:

@@ -114,6 +114,8 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise DraftError(f"{path}: {error.strerror}; name the haproxy.cfg that HAProxy runs with") from error
     except OSError as error:
         raise DraftError(f"{path}: {error.strerror}; run init as a user who may read it") from error
     if len(raw) > MAX_FILE_BYTES:
@@ -489,7 +491,7 @@ def _cautions(section: Section, servers: Sequence[Server], where: str) -> list[s
         redispatch = "" if section.last("option", "redispatch") else ", and without `option redispatch` they may be answered 503 first"
         told.append(f"{where}: sessions stick to a server; taking it out moves them to another{redispatch}")
     if backups := having("backup"):
-        told.append(f"{where}: {backups} only serve when all others are out; they are probed and counted like the others")
+        told.append(f"{where}: {backups}: `backup`, so only when all others are out; probed and counted like the others")
     if having("slowstart") and not _slow_start(servers):
         told.append(f"{where}: its servers differ in `slowstart`: set the service's `slow_start`")
     for server in servers:

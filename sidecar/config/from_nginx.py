@@ -121,7 +121,10 @@ class _Reader:
             with path.open("rb") as stream:
                 raw = stream.read(MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
-            message = f"{path}: {getattr(error, 'strerror', None) or error}; run init as a user who may read it"
+            cure = (
+                "name the nginx.conf that Nginx runs with" if isinstance(error, FileNotFoundError) else "run init as a user who may read it"
+            )
+            message = f"{path}: {getattr(error, 'strerror', None) or error}; {cure}"
             if depth == 0:
                 raise DraftError(message) from error
             self.remarks.append(message)

@@ -35,6 +35,7 @@ from sidecar.config.translate import problems_of, unknown_key
 from sidecar.config.tree import Items, Node, Scalar, Table, at, overlay, place_of, plain, read
 from sidecar.core.policy import Mode
 from sidecar.publish.options import PublishOptions
+from sidecar.web.auth import MIN_TOKEN_CHARS, MIN_TOKEN_KINDS
 from sidecar.web.options import ApiOptions, Secret, SecretError
 
 DEFAULT_PATH = Path("/etc/lb-sidecar/lb-sidecar.yaml")
@@ -132,11 +133,13 @@ def load(path: Path) -> Loaded:
 
 
 def unreadable_secrets(loaded: Loaded, env: Mapping[str, str] = os.environ) -> list[Problem]:
-    """The secrets that this user, in this environment, cannot read; for `check` and before `run`."""
+    """The secrets that this user, in this environment, cannot read, and tokens that are too weak; for `check` and before `run`."""
     problems = []
     for path, secret in loaded.secrets.items():
         try:
-            secret.read(env)
+            text = secret.read(env)
+            if path.startswith("api.tokens.") and (len(text) < MIN_TOKEN_CHARS or len(set(text)) < MIN_TOKEN_KINDS):
+                raise SecretError(f"{secret.reference}: weaker than 128 bits; make one with `openssl rand -hex 32` and put it there")
         except SecretError as error:
             place = place_of(loaded.tree, path.split("."))[0] if loaded.tree is not None else Place(str(loaded.path))
             problems.append(problem_at(place, path, str(error), Severity.CONTRADICTION))
@@ -302,6 +305,10 @@ class _Reader:
                 continue
             pattern = str(self.path.parent / item.value)
             found = sorted(glob.glob(pattern)) if glob.has_magic(item.value) else [pattern]
+            if found == [pattern] and not os.path.lexists(pattern):
+                message = f"no such file: {shown(pattern, 200)}; correct the path, or write a pattern (`*`), which may match nothing"
+                self.problems.append(problem_at(item.place, "include", message))
+                continue
             paths += [Path(name) for name in found if Path(name) not in (*paths, self.path)]
         if len(paths) > MAX_INCLUDED:
             self.problems.append(

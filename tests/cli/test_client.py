@@ -79,6 +79,30 @@ async def test_status_tells_a_hold_once_with_its_arithmetic(lab: LabDesk, api: s
     assert shown.code == 1
 
 
+async def test_status_says_what_the_balancer_says_of_those_it_has_out_itself(lab: LabDesk, api: str) -> None:
+    lab.set_seen(3, serving=False, remark="own check DOWN")
+    lab.run(3.0)
+
+    shown = (await ran("status", "--api", api)).out
+
+    (line,) = [line for line in shown.splitlines() if line.split()[:2] == ["s3", "10.0.0.3:80"]]
+    assert "none" in line and line.endswith("edge: own check DOWN")
+    assert "Out by:  edge: own check DOWN" in (await ran("explain", "shop/s3", "--api", api)).out
+
+
+async def test_status_says_that_a_pool_takes_no_change_from_us(lab: LabDesk, api: str) -> None:
+    lab.set_seen(3, writable="its file was edited by hand")
+    lab.run(3.0)
+
+    assert "answers, but takes no change from us: its file was edited by hand" in (await ran("status", "--api", api)).out
+
+
+async def test_status_tells_a_freeze_once(api: str) -> None:
+    assert (await ran("freeze", "shop", "--reason", "a move", "--api", api)).code == 0
+
+    assert (await ran("status", "--api", api)).out.count("a move") == 1
+
+
 async def test_status_as_json_is_the_apis_own(api: str) -> None:
     shown = await ran("status", "--api", api, "--json")
 

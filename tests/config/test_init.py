@@ -120,7 +120,7 @@ def test_tls_servers_become_https_or_tls_probes(haproxy: Callable[[str], Made]) 
     [
         ("server b 10.0.0.2:80 check on-marked-down shutdown-sessions", "cuts the requests under way"),
         ("server b 10.0.0.2:80 agent-check agent-port 9000", "an agent speaks for b"),
-        ("server b 10.0.0.2:80 backup", "b only serve when all others are out"),
+        ("server b 10.0.0.2:80 backup", "b: `backup`, so only when all others are out"),
         ("server b 10.0.0.2:80 track other/a", "track another server's check"),
         ("server b 10.0.0.2:80 slowstart 30s", "differ in `slowstart`"),
         ("server b /run/b.sock", "no address to ask"),

@@ -229,7 +229,9 @@ def test_a_singular_key_may_stand_in_one_file_only(write: Write) -> None:
 
 def test_an_included_file_must_exist_but_a_pattern_may_match_nothing(write: Write) -> None:
     assert load(write("include: conf.d/*.yaml\n" + SHOP)).problems == ()
-    assert "no such file" in messages(load(write("include: conf.d/a.yaml\n" + SHOP)))
+    missing = load(write("include: conf.d/a.yaml\n" + SHOP))
+    assert "no such file" in messages(missing)
+    assert [(problem.path, problem.line) for problem in missing.problems] == [("include", 1)]
 
 
 def test_a_file_that_includes_itself_is_read_once(write: Write) -> None:
@@ -255,7 +257,7 @@ def test_relative_paths_start_at_the_configurations_folder(write: Write, tmp_pat
 
 def test_secrets_are_read_late_and_never_shown(write: Write, tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("s3cret-token-1\n")
+    token.write_text("s3cret-token-number-one\n")
     text = (
         SHOP + f"api: {{tokens: {{a: {{secret: 'file:{token}'}}, b: {{secret: 'env:B_TOKEN'}}, c: {{secret: 'file:/nowhere/token'}}}}}}\n"
     )
@@ -264,9 +266,11 @@ def test_secrets_are_read_late_and_never_shown(write: Write, tmp_path: Path) -> 
 
     assert loaded.problems == () and set(loaded.secrets) == {f"api.tokens.{name}.secret" for name in "abc"}
     tokens = loaded.require().api.tokens
-    assert tokens["a"].secret.read() == "s3cret-token-1"
+    assert tokens["a"].secret.read() == "s3cret-token-number-one"
     assert tokens["b"].secret.read({"B_TOKEN": "s3cret-token-2"}) == "s3cret-token-2"
     assert repr(tokens["a"].secret) == "***" and "s3cret" not in repr(loaded)
+    (weak, _) = unreadable_secrets(loaded, {"B_TOKEN": "a-word-of-many-letters"[:21]})
+    assert "weaker than 128 bits" in weak.message
     problems = unreadable_secrets(loaded, {"B_TOKEN": "short"})
     assert [(problem.path, problem.line) for problem in problems] == [("api.tokens.b.secret", 3), ("api.tokens.c.secret", 3)]
     assert "openssl rand" in problems[0].message and "short" not in problems[0].message.replace("shorter", "")

@@ -185,14 +185,39 @@ function showDetail(service) {
   const labels = [...Object.entries(service.labels).map(([k, v]) => `${k}: ${v}`), ...service.pools.map((p) => `pool ${p}`)];
   follow(byId("detail-labels"), labels, (l) => l, (l) => element("span", "tag", l), () => {});
   showRunbook(service.runbook);
-  showLines(byId("why"), service.why.filter((line) => !line.startsWith("held by ")));
+  showLines(byId("why"), whyLines(service));
   showFigures(service);
   byId("holds-box").hidden = service.holds.length === 0;
-  follow(byId("holds"), service.holds, (h) => `${h.name} ${h.instance}`, makeHold, (node, h) => updateHold(node, h, service));
+  follow(byId("holds"), grouped(service), (h) => `${h.name} ${h.why}`, makeHold, updateHold);
   const instances = Object.values(service.instances);
   say(byId("instances-count"), `(${instances.length})`);
   const top = Math.max(...instances.map(widest), 0);
   follow(byId("instances"), instances, (i) => `${i.service} ${i.instance}`, makeInstance, (node, i) => updateInstance(node, i, top));
+}
+
+// Without the holds, which have a list of their own, and with one line for all instances of one judgement.
+function whyLines(service) {
+  const about = new Map(Object.values(service.instances).map((i) => [`${i.name} is ${i.judgement}`, i]));
+  const lines = service.why.filter((line) => !line.startsWith("held by ") && !about.has(line));
+  const names = {};
+  for (const line of service.why) if (about.has(line)) (names[about.get(line).judgement] ||= []).push(about.get(line).name);
+  return [...lines, ...Object.entries(names).map(([judgement, who]) => `${several(who)} ${who.length === 1 ? "is" : "are"} ${judgement}`)];
+}
+
+function several(names) {
+  const shown = [...names].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+  return shown.length <= 6 ? shown.join(", ") : `${shown.slice(0, 5).join(", ")} and ${shown.length - 5} more`;
+}
+
+// Each hold once for all whom it holds with the same arithmetic.
+function grouped(service) {
+  const found = new Map();
+  for (const { name, why, instance } of service.holds) {
+    const key = `${name} ${why}`;
+    if (!found.has(key)) found.set(key, { name, why, who: [] });
+    found.get(key).who.push(instance ? nameOf(service, instance) : "the whole service");
+  }
+  return [...found.values()];
 }
 
 function showRunbook(address) {
@@ -223,10 +248,10 @@ function makeHold() {
   return item;
 }
 
-function updateHold(item, hold, service) {
+function updateHold(item, hold) {
   const [name, who, why] = item.children;
   say(name, hold.name.replaceAll("_", " "));
-  say(who, hold.instance ? nameOf(service, hold.instance) : "the whole service");
+  say(who, several(hold.who));
   say(why, hold.why);
 }
 
@@ -301,7 +326,7 @@ function updateInstance(item, i, top) {
     say(box.lastElementChild, traffic ? `traffic ${seconds(traffic.value)}` : "");
   });
   const out = i.ejection && !i.ejection.enforced ? " (observed only: it still gets traffic)" : "";
-  say(part(".because"), (i.reason || "no conclusive answer yet") + out);
+  say(part(".because"), because(i) + out);
   say(part(".next"), `Next: ${i.next}`);
   showBar(part(".bar"), i, top);
   const isOpen = state.open.has(`${i.service} ${i.instance}`);
@@ -309,6 +334,18 @@ function updateInstance(item, i, top) {
   const more = part(".more");
   more.hidden = !isOpen;
   if (isOpen) showMore(more, i);
+}
+
+// An operator's word first, for it explains what it gets; then what the balancer says where it gets nothing and nobody of us wants it so.
+function because(i) {
+  const words = i.overrides.filter((o) => o.state !== "ready");
+  if (words.length) {
+    const [word] = words.filter((o) => o.state === "maintenance").concat(words);
+    return `${word.state} by ${word.actor}${word.until ? `, until ${clock(word.until)}` : ""}${word.reason ? `: ${word.reason}` : ""}`;
+  }
+  const out = i.servers.filter((s) => s.serving === false && s.ours === "full" && s.operator === "ready" && s.remark);
+  const remarks = [...new Set(out.map((s) => `${s.balancer}: ${s.remark}`))];
+  return [...(i.judgement === "healthy" && remarks.length ? [] : [i.reason || "no conclusive answer yet"]), ...remarks].join("; ");
 }
 
 function showBar(bar, i, top) {
