@@ -181,9 +181,11 @@ class _Turn:
     # ---- out ----
 
     def _eject(self, service: ServiceState, policy: ServicePolicy) -> None:
+        if not (accused := _accused(service, policy)):
+            return
         among = guard.groups(self.world, service)
         spent = float(sum(state.proposed.count(Act.EJECT) for state in service.instances.values()))
-        for state, check in _accused(service, policy):
+        for state, check in accused:
             if (
                 state.ejection is not None
                 and (state.ejection.enforced or not state.ejection.returning)
@@ -267,6 +269,8 @@ class _Turn:
 
     def _fail_open(self, service: ServiceState, policy: ServicePolicy) -> None:
         """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""
+        if not service.failing_open and all(s.ejection is None or s.ejection.returning for s in service.instances.values()):
+            return
         whole = guard.groups(self.world, service)[0]
         n = len(whole.counted)
         if service.failing_open and len(whole.sound) >= policy.guards.panic_below * n:

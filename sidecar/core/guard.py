@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from math import floor
 
@@ -185,21 +186,27 @@ def over_budget(group: Group, instance: Instance, strength: Strength, guards: Gu
     return None
 
 
-def against_leaving(world: World, server: ServerRef, strength: Strength, guards: Guards, leaving: set[ServerRef]) -> Hold | None:
+def against_leaving(
+    world: World, server: ServerRef, strength: Strength, guards: Guards, leaving: Set[ServerRef], worded: Set[ServerRef]
+) -> Hold | None:
     """The last look before a server goes: what its pool shows now may differ from when it was decided, or when it was out before.
 
     `leaving`: servers that go in this same turn. Those that were told something which no picture shows yet count as out, whichever it was.
+    While an operator's word is on its way through us (`worded` in this turn), it must be right both before it has arrived and after.
     """
-    balancer, pool = world.balancers[server.balancer], f"{server.balancer}/{server.ref.pool}"
-    counted = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
-    gone = {ref for ref in counted if ServerRef(server.balancer, ref) in leaving}
-    gone |= {ref for ref in counted if (sent := balancer.sent.get(ref)) is not None and not sent.is_settled}
-    gone |= {ref for ref, seen in counted.items() if not is_in_rotation(seen)} | {server.ref}
-    n, out, most = len(counted), len(gone), budget(len(counted), strength, guards)
-    if out > most:
-        return Hold(HoldName.MAX_EJECTED, f"{out} of {n} of {pool} would be out, {most} allowed ({strength} evidence)")
-    if n - out < guards.min_healthy:
-        return Hold(HoldName.MIN_HEALTHY, f"{n - out} would be left in rotation in {pool}, at least {guards.min_healthy} must be")
+    balancer = world.balancers[server.balancer]
+    before = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
+    gone = {ref for ref, seen in before.items() if not is_in_rotation(seen)} | {server.ref}
+    gone |= {ref for ref in before if ServerRef(server.balancer, ref) in leaving}
+    gone |= {ref for ref in before if (sent := balancer.sent.get(ref)) is not None and not sent.is_settled}
+    after = {ref for ref in before if ref not in balancer.said_pending and ServerRef(server.balancer, ref) not in worded}
+    for counted in (before.keys(), after):
+        n, out, most = len(counted), len(gone & counted | {server.ref}), budget(len(counted), strength, guards)
+        pool = f"{server.balancer}/{server.ref.pool}"
+        if out > most:
+            return Hold(HoldName.MAX_EJECTED, f"{out} of {n} of {pool} would be out, {most} allowed ({strength} evidence)")
+        if n - out < guards.min_healthy:
+            return Hold(HoldName.MIN_HEALTHY, f"{n - out} would be left in rotation in {pool}, at least {guards.min_healthy} must be")
     return None
 
 

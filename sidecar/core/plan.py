@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import guard
 from sidecar.core.model import Hold, HoldName, Instance, ServerRef
@@ -23,28 +25,38 @@ def plan(
     """
     changes: dict[str, list[Change]] = {}
     holds: list[Hold] = []
+    concerned = _concerned(world, policy)
     leaving: set[ServerRef] = set()
-    for name, service in world.services.items():
-        if name not in policy.services:
-            continue
-        for state in service.instances.values():
-            if state.ejection is None and not state.overrides and not state.ended and not _said_any(world, state):
-                continue
-            for server in state.servers:
-                balancer = world.balancers.get(server.balancer)
-                if balancer is None or not _may_write(world, policy, server.balancer):
-                    continue
-                wanted, who = wanted_of(state, policy.balancers[server.balancer]), sorted({o.actor for o in state.overrides.values()})
-                change = _on_operators_axis(balancer, server.ref, wanted, ", ".join(who) or "cleared", now)
-                if change is None and state.ejection is not None and state.ejection.enforced and state.instance not in undecided:
-                    change = _on_our_axis(world, policy, server, state, holds, leaving, now)
-                if change is not None:
-                    changes.setdefault(server.balancer, []).append(change)
+    for state, server in concerned:  # first, for a server that an operator takes out now counts no more for those that we take out
+        wanted, who = wanted_of(state, policy.balancers[server.balancer]), sorted({o.actor for o in state.overrides.values()})
+        change = _on_operators_axis(world.balancers[server.balancer], server.ref, wanted, ", ".join(who) or "cleared", now)
+        if change is not None:
+            changes.setdefault(server.balancer, []).append(change)
+    worded = {ServerRef(name, change.ref): change.want.serve for name, found in changes.items() for change in found}
+    for state, server in concerned:
+        ejection = state.ejection
+        if ejection is not None and ejection.enforced and state.instance not in undecided and server not in worded:
+            change = _on_our_axis(world, policy, server, state, holds, leaving, worded.keys(), now)
+            if change is not None:
+                changes.setdefault(server.balancer, []).append(change)
     for name, ref in _nobodys(world, policy):
         change = _on_operators_axis(world.balancers[name], ref, Operator.READY, "it is no instance of ours any more", now)
         if change is not None:
             changes.setdefault(name, []).append(change)
     return {name: tuple(found) for name, found in changes.items()}, holds
+
+
+def _concerned(world: World, policy: Policy) -> list[tuple[InstanceState, ServerRef]]:
+    """Those of whom we or an operator have said anything, with each of their servers that we may write to."""
+    return [
+        (state, server)
+        for name, service in world.services.items()
+        if name in policy.services
+        for state in service.instances.values()
+        if state.ejection is not None or state.overrides or state.ended or _said_any(world, state)
+        for server in state.servers
+        if server.balancer in world.balancers and _may_write(world, policy, server.balancer)
+    ]
 
 
 def _may_write(world: World, policy: Policy, balancer: str) -> bool:
@@ -56,7 +68,14 @@ def _may_write(world: World, policy: Policy, balancer: str) -> bool:
 
 
 def _on_our_axis(
-    world: World, policy: Policy, server: ServerRef, state: InstanceState, holds: list[Hold], leaving: set[ServerRef], now: float
+    world: World,
+    policy: Policy,
+    server: ServerRef,
+    state: InstanceState,
+    holds: list[Hold],
+    leaving: set[ServerRef],
+    worded: Set[ServerRef],
+    now: float,
 ) -> Change | None:
     ejection = state.ejection
     assert ejection is not None, "asked only for what is out, or on its way back"
@@ -78,7 +97,7 @@ def _on_our_axis(
         holds.append(_waits(server, state, sent, now))
         return None
     if want.serve is Serve.NONE:
-        hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving)
+        hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving, worded)
         if hold is not None:
             holds.append(Hold(hold.name, hold.why, state.instance, service))
             return None

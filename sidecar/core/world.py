@@ -180,11 +180,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What was last written on a server's operator axis and not seen yet. `before`: an earlier one whose fate was never known either."""
+    """What was last written on a server's operator axis and not seen yet. `before`: earlier ones whose fate was never known either."""
 
     word: Operator
     at: float
-    before: Operator | None = None
+    before: frozenset[Operator] = frozenset()
 
 
 @dataclass(slots=True)
@@ -303,7 +303,7 @@ class World:
                     )
                 else:
                     word, pending = _operator_of(change.want.serve), balancer.said_pending.get(change.ref)
-                    before = None if pending is None else pending.before if pending.word is word else pending.word
+                    before = frozenset() if pending is None else (pending.before | {pending.word}) - {word}
                     balancer.said_pending[change.ref] = Word(word, decision.at, before)
 
     def scheduled(self, asks: Iterable[Ask]) -> None:
@@ -691,8 +691,8 @@ class World:
             if pending.word is not Operator.READY:
                 balancer.said[ref] = pending.word
             return True
-        if pending is not None and pending.before is not None and seen.operator is pending.before and seen.operator is not Operator.READY:
-            balancer.said[ref] = pending.before
+        if pending is not None and seen.operator in pending.before - {Operator.READY}:
+            balancer.said[ref] = seen.operator
             return True
         if state is not None and balancer.name in state.unclaimed and ref not in balancer.said:
             has_drain = self.policy.balancers[balancer.name].drain
@@ -828,8 +828,9 @@ class World:
         pending = balancer.said_pending.get(change.ref)
         if pending is not None and pending.word is _operator_of(change.want.serve):
             del balancer.said_pending[change.ref]
-            if pending.before is not None:
-                balancer.said_pending[change.ref] = Word(pending.before, at)
+            if pending.before:
+                last = strictest(pending.before)
+                balancer.said_pending[change.ref] = Word(last, at, pending.before - {last})
         earlier = balancer.said_refused.get(change.ref)
         refused = balancer.said_refused[change.ref] = Refused(why, at, earlier.times + 1 if earlier else 1, earlier.told if earlier else "")
         if refused.times > 1 and refused.told != why:

@@ -33,6 +33,7 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import Mode
 from sidecar.core.streak import FAST
+from sidecar.core.world import in_its_words
 from tests.core.site import RULES, SPEC, Layout, Server, Side, Site, address, policy_for
 
 QUIET_S = 6.0
@@ -354,6 +355,23 @@ class Chaos:
         server.down = not server.down
         self._say(f"{side.name}/{ref}: own check {'DOWN' if server.down else 'up'}")
 
+    def dusk(self) -> None:
+        """Of each service half of what serves fails, and the balancers' own checks take the rest out."""
+        for service in self.site.layout.services:
+            standing = sorted({s.address for _, s in self.site.servers_of(service) if s.serving})
+            for where in standing[: len(standing) // 2]:
+                self.site.behave(where, "refused")
+            later = self.site.now + 2.0
+            self.site.outside(later, lambda service=service: None if self.is_peace else self._all_down(service))  # type: ignore[misc]
+        self._say("dusk")
+
+    def _all_down(self, service: str) -> None:
+        for side, server in self.site.servers_of(service):
+            if server.serving:
+                side.moved = {ref.pool: side.moved.get(ref.pool, 0) + 1 for ref in side.servers}
+                server.down = True
+        self._say(f"{service}: own checks take out all that is left")
+
     def hand_operator(self, side: Side | None = None, ref: Ref | None = None) -> None:
         if side is None or ref is None:
             side, ref = self._server()
@@ -367,8 +385,14 @@ class Chaos:
         if was_ours:
             side.blurred.add(ref)
         pending = self.site.world.balancers[side.name].said_pending.get(ref) if side.name in self.site.world.balancers else None
-        if pending is not None and word in (pending.word, pending.before) and word is not Operator.READY:
+        believed: set[Operator | None] = {pending.word, *pending.before} if pending is not None else set()
+        if side.name in self.site.world.balancers:
+            believed.add(self.site.world.balancers[side.name].said.get(ref))
+        if word in believed and word is not Operator.READY:
             server.operator_by = "maybe"  # the very word whose fate we have not been told
+        has_drain = self.site.policy.balancers[side.name].drain
+        if not side.pictured and word in {in_its_words(o.state, has_drain) for o in self.site.words_of(server)}:
+            server.operator_by = "maybe"  # on disk it is ours, and nobody has looked since the restart
         if word is Operator.READY and server.ours_by == "us" and self.rng.random() < 0.3:
             server.ours, server.ours_by = Setting(), ""  # some balancers clear both
 
@@ -378,7 +402,8 @@ class Chaos:
             side, ref = self._server()
         server = side.touch(ref)
         if server.ours.serve is Serve.FULL:
-            if server.address in {i.address for i in self.site.force.ejections} or server.address in self.site.about:
+            ours = server.address in {i.address for i in self.site.force.ejections} or server.address in self.site.about
+            if ours or side.is_at_work:
                 return  # then nobody could tell whose it is
             server.ours, server.ours_by = Setting(Serve.NONE), "hand"
         else:
@@ -613,11 +638,14 @@ class Chaos:
 
 
 KINDS = (
-    "own_check", "hand_operator", "hand_ours", "hand_weight", "race", "move", "remove", "add", "lost", "slow", "lossy", "forgets", "crash",
+    "own_check", "dusk", "hand_operator",
+    "hand_ours", "hand_weight", "race", "move", "remove", "add", "lost", "slow", "lossy", "forgets", "crash",
     "disk", "slow_disk", "pause", "lag", "standby", "override", "make_ready", "clear", "freeze", "unfreeze", "release", "adopt", "reload",
     "shrink", "list_fails",
 )  # fmt: skip
-OUTSIDE = frozenset({"sick", "well", "own_check", "hand_operator", "hand_ours", "hand_weight", "move", "remove", "add", "lost", "forgets"})
+OUTSIDE = frozenset(
+    {"sick", "well", "own_check", "dusk", "hand_operator", "hand_ours", "hand_weight", "move", "remove", "add", "lost", "forgets"}
+)
 """What happens without us just as well."""
 
 

@@ -23,6 +23,7 @@ from sidecar.core.model import (
     Intent,
     Journaled,
     Outcome,
+    Override,
     Pictured,
     Reason,
     Result,
@@ -120,9 +121,15 @@ class Side:
     def restart_driver(self) -> None:
         self.pending: dict[tuple[Ref, Axis], tuple[Change, int]] = {}
         self._life = getattr(self, "_life", 0) + 1
+        self.pictured.clear()
         self._busy = self._look_next = False
         self._look_at = self.site.now
         self._applied_at = float("-inf")
+
+    @property
+    def is_at_work(self) -> bool:
+        """Is something of ours on its way to it?"""
+        return self._busy or bool(self.pending)
 
     # ---- others' hands ----
 
@@ -325,6 +332,11 @@ class Site(Lab):
                 if server.operator is (word if has_drain or word is Operator.READY else Operator.MAINTENANCE):
                     found.append((balancer, server))
         return found
+
+    def words_of(self, server: Server) -> list[Override]:
+        """What the journal has said about the instance at this server, over or not."""
+        stored = [entry[1].intent.override for entry in self.force.overrides.values()]
+        return [word for word in stored if word is not None and word.instance.address == server.address]
 
     def servers_at(self, instance: Instance) -> list[tuple[str, Server]]:
         """The servers of one instance, each with its balancer's name."""
