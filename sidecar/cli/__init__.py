@@ -20,7 +20,7 @@ DESCRIPTION = "Health-check sidecar for load balancers: probes, judges, ejects a
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = _parser()
+    parser, commands = _parsers()
     if not words:
         parser.print_help(sys.stderr)
         return 2
@@ -41,8 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """The parser and the names of its commands."""
+def build_parser() -> argparse.ArgumentParser:
+    """What understands the words of every command."""
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the names of its commands."""
     parser = argparse.ArgumentParser("lb-sidecar", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"lb-sidecar {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import floor
 
@@ -29,6 +29,10 @@ Key = Instance | ServerRef
 
 WITNESSES_NAMED = 8
 """More are not needed, neither in a sentence nor to notice that all of them failed."""
+
+
+ON_ITS_WAY_S = 30.0
+"""No balancer is waited for so long: a change of which nothing was heard since has arrived or never will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +191,30 @@ def over_budget(group: Group, instance: Instance, strength: Strength, guards: Gu
 
 
 def against_leaving(
-    world: World, server: ServerRef, strength: Strength, guards: Guards, leaving: Set[ServerRef], worded: Set[ServerRef]
+    world: World,
+    server: ServerRef,
+    strength: Strength,
+    guards: Guards,
+    leaving: Set[ServerRef],
+    worded: Mapping[ServerRef, Serve],
+    now: float,
 ) -> Hold | None:
     """The last look before a server goes: what its pool shows now may differ from when it was decided, or when it was out before.
 
     `leaving`: servers that go in this same turn. Those that were told something which no picture shows yet count as out, whichever it was.
-    While an operator's word is on its way through us (`worded` in this turn), it must be right both before it has arrived and after.
+    While an operator's word is on its way through us (`worded` in this turn), it must be right both before it has arrived and after; one
+    whom that word brings back counts, but not as serving.
     """
     balancer = world.balancers[server.balancer]
     before = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
     gone = {ref for ref, seen in before.items() if not is_in_rotation(seen)} | {server.ref}
     gone |= {ref for ref in before if ServerRef(server.balancer, ref) in leaving}
-    gone |= {ref for ref in before if (sent := balancer.sent.get(ref)) is not None and not sent.is_settled}
-    after = {ref for ref in before if ref not in balancer.said_pending and ServerRef(server.balancer, ref) not in worded}
+    on_their_way = {ref for ref, sent in balancer.sent.items() if not sent.is_settled and now - sent.at < ON_ITS_WAY_S}
+    gone |= before.keys() & on_their_way
+    words = {ref: word.word is Operator.READY for ref, word in balancer.said_pending.items() if ref.pool == server.ref.pool}
+    words |= {s.ref: serve is Serve.FULL for s, serve in worded.items() if (s.balancer, s.ref.pool) == (server.balancer, server.ref.pool)}
+    after = {ref for ref in before if ref not in words} | {ref for ref, is_ready in words.items() if is_ready}
+    gone |= words.keys() & after
     for counted in (before.keys(), after):
         n, out, most = len(counted), len(gone & counted | {server.ref}), budget(len(counted), strength, guards)
         pool = f"{server.balancer}/{server.ref.pool}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping
 
 from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import guard
@@ -36,7 +36,7 @@ def plan(
     for state, server in concerned:
         ejection = state.ejection
         if ejection is not None and ejection.enforced and state.instance not in undecided and server not in worded:
-            change = _on_our_axis(world, policy, server, state, holds, leaving, worded.keys(), now)
+            change = _on_our_axis(world, policy, server, state, holds, leaving, worded, now)
             if change is not None:
                 changes.setdefault(server.balancer, []).append(change)
     for name, ref in _nobodys(world, policy):
@@ -74,7 +74,7 @@ def _on_our_axis(
     state: InstanceState,
     holds: list[Hold],
     leaving: set[ServerRef],
-    worded: Set[ServerRef],
+    worded: Mapping[ServerRef, Serve],
     now: float,
 ) -> Change | None:
     ejection = state.ejection
@@ -97,7 +97,7 @@ def _on_our_axis(
         holds.append(_waits(server, state, sent, now))
         return None
     if want.serve is Serve.NONE:
-        hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving, worded)
+        hold = guard.against_leaving(world, server, ejection.strength, policy.services[service].guards, leaving, worded, now)
         if hold is not None:
             holds.append(Hold(hold.name, hold.why, state.instance, service))
             return None

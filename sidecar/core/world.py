@@ -461,6 +461,8 @@ class World:
             if state.ejection is not None and state.ejection.enforced:
                 continue
             del service.instances[state.instance]
+            if state.hands_off_until > float("-inf"):
+                self.adopted_hands_off[state.instance] = state.hands_off_until  # an operator's word outlasts a slot that comes and goes
             for target in self._targets_of(state):
                 self._unuse(target, state.instance)
 
@@ -530,6 +532,10 @@ class World:
             balancer.error = ""
         earlier, balancer.seen = balancer.seen, dict(fact.servers)
         balancer.seen_at = fact.at
+        for ref in [ref for ref, before in earlier.items() if _is_another(before, balancer.seen.get(ref))]:
+            balancer.sent.pop(ref, None)  # whatever is still on its way there will be refused
+            balancer.said_pending.pop(ref, None)
+            balancer.said_refused.pop(ref, None)
         balancer.pools = sorted(fact.pools)
         changed = earlier.keys() != balancer.seen.keys()
         for name in names:
@@ -779,7 +785,8 @@ class World:
 
     def _ejected(self, state: InstanceState, intent: Intent, at: float) -> None:
         assert intent.ejection is not None, "an EJECT intent carries its ejection"
-        self.adopted.pop(state.instance, None)  # this one is in force now
+        if intent.ejection.enforced:
+            self.adopted.pop(state.instance, None)  # this one is in force now
         if state.ejection is None and intent.by.startswith("rule:"):
             pictured = [(server, self.seen(server)) for server in state.servers]
             state.others = frozenset(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
@@ -1013,6 +1020,13 @@ def _less(acts: tuple[Act, ...], one: Act) -> tuple[Act, ...]:
 def is_at(seen: Seen, instance: Instance) -> bool:
     """Is this server still this instance? One without an address is taken at its name."""
     return seen.address is None or seen.address == instance.address
+
+
+def _is_another(before: Seen, seen: Seen | None) -> bool:
+    """The server is gone, or stands for another address and shows nothing that was ever told it."""
+    if seen is None:
+        return True
+    return before.address != seen.address and seen.ours.serve is Serve.FULL and seen.operator is Operator.READY
 
 
 def _undone(before: Seen, seen: Seen, sent: Sent | None, state: InstanceState) -> bool:

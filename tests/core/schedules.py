@@ -128,8 +128,8 @@ class Watched(Site):
         assert intent.ejection is not None
         others = [
             self.heard.get(Target(other.address, SPEC), [])
-            for other in self.known_instances
-            if other.service == instance.service and other != instance
+            for other in self.world.services[instance.service].instances
+            if other != instance
         ]
         if not any(is_witness(heard, completed) for heard in others):
             raise Violation("witness", f"{instance} ejected, but nobody answered well since {completed:.3f}")
@@ -222,8 +222,20 @@ class Watched(Site):
             starving = bool(ours) and not any(s.serving for _, s in servers) and self.alive and not self.is_frozen(service)
             if not starving:
                 self.hungry_since.pop(service, None)
-            elif self.now - self.hungry_since.setdefault(service, self.now) > 5.0:
-                raise Violation("floor", f"{service}: nothing has been in rotation for 5 s, and {len(ours)} are out by us")
+            elif self.now - self.hungry_since.setdefault(service, self.now) > 10.0:
+                raise Violation("floor", f"{service}: nothing has been in rotation for 10 s, and {len(ours)} are out by us")
+
+    def check_strangers(self) -> None:
+        """A slot that has another address now stands for another instance: what we did to the old one is undone within seconds."""
+        out = {instance.address for instance in self.force.ejections}
+        for side in self.sides.values():
+            for ref, server in side.servers.items():
+                key = f"{side.name}/{ref}"
+                is_stranger = server.ours_by == "us" and server.ours_for != server.address and server.address not in out
+                if not is_stranger or not self.alive or not self.may_write(side):
+                    self.hungry_since.pop(key, None)
+                elif self.now - self.hungry_since.setdefault(key, self.now) > 10.0:
+                    raise Violation("identity", f"{key} is still out for what {server.ours_for} did, and is {server.address} now")
 
     def may_write(self, side: Side) -> bool:
         return side.reachable and not side.standby and not side.answers_lost and side.look_s < 1.0 and side.apply_s < 1.0
@@ -403,7 +415,8 @@ class Chaos:
         server = side.touch(ref)
         if server.ours.serve is Serve.FULL:
             ours = server.address in {i.address for i in self.site.force.ejections} or server.address in self.site.about
-            if ours or side.is_at_work:
+            seen = side.pictured.get(ref)
+            if ours or side.is_at_work or (seen is not None and seen.ours.serve is not Serve.FULL):
                 return  # then nobody could tell whose it is
             server.ours, server.ours_by = Setting(Serve.NONE), "hand"
         else:
@@ -707,6 +720,7 @@ def _go(site: Watched, seconds: float) -> None:
     while site.now < end:
         site.run(min(1.0, max(end - site.now, 1e-3)))
         site.check_hunger()
+        site.check_strangers()
 
 
 def _one_goes_bad(site: Watched, rng: Random) -> None:

@@ -11,7 +11,7 @@ from lbplugins.values import Change, Operator, Ref, Serve, Setting
 from sidecar.core.model import Act, Applied, Commanded, Instance, Verb
 from sidecar.core.policy import Mode, Rules
 from tests.core.lab import Lab, good, policy, refused, status_500
-from tests.core.site import Layout, Site, address, policy_for
+from tests.core.site import Layout, Server, Site, address, policy_for
 
 WARM = 12.0
 ONE = {("shop", "edge", "shop"): (1, 2, 3, 4)}
@@ -140,6 +140,23 @@ def test_what_a_balancer_forgot_is_taken_out_again_only_as_far_as_the_guards_all
     site.run(5.0)
 
     assert len(out(site)) <= 1 and sum(s.serving for s in site.sides["edge"].servers.values()) >= 2
+
+
+def test_a_change_that_never_reached_a_server_now_gone_holds_nobody_else_back() -> None:
+    site = warm()
+    site.sides["edge"].standby = "another writes"  # so that the driver drops what it is told
+    die(site, 1)
+    del site.sides["edge"].servers[Ref("shop", "s1")]
+    site.run(3.0)
+    site.behave(address(1), "good")
+    site.sides["edge"].standby = ""
+    site.sides["edge"].servers[Ref("shop", "s1")] = Server(address(1))
+    site.run(3.0)
+
+    site.behave(address(2), "refused")
+    die(site, 3, 10.0)
+
+    assert out(site) == [2, 3]
 
 
 def test_nothing_is_ejected_while_its_balancer_is_lost() -> None:

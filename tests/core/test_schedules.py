@@ -242,7 +242,7 @@ MUTANTS: dict[Mutant, tuple[int, tuple[str, ...]]] = {
     no_word_is_reclaimed_after_a_restart: (1, ()),
     words_are_struck_at_once: (48, ("override", "crash", "clear")),
     two_may_write: (5, ()),
-    an_address_is_as_good_as_another: (17, ("move", "forgets", "slow_disk")),
+    an_address_is_as_good_as_another: (37, ("move", "slow_disk")),
     nobody_comes_back: (7, ()),
     nobody_fails_open: (22, ("dusk",)),
     blind_is_no_hold: (32, ()),

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from lbplugins.nginx.layout import scan
 from lbplugins.nginx.traffic import LOG_FORMAT
-from sidecar.cli import _parser
+from sidecar.cli import build_parser
 from sidecar.config.load import load
 from sidecar.config.models import Config
 from sidecar.demo import stage
@@ -152,8 +152,8 @@ def test_the_commands_of_compose_exist() -> None:
     (script,) = services["release"]["command"]
     (release,) = re.findall(r"lb-sidecar (release [^|]+)\|", script)
 
-    _parser().parse_args(services["sidecar"]["command"])
-    _parser().parse_args(release.split())
+    build_parser().parse_args(services["sidecar"]["command"])
+    build_parser().parse_args(release.split())
     assert subprocess.run(["sh", "-n", "-c", script.replace("$$", "$")], check=False).returncode == 0
 
 
@@ -185,7 +185,7 @@ def test_the_rolling_update_drains_waits_replaces_and_makes_ready() -> None:
     words = [[re.sub(r"\{\{ instance \}\}", "shop/s1", w).replace("{{ owner }}", "rolling") for w in argv] for argv in argvs]
 
     assert [argv[:2] for argv in words] == [["lb-sidecar", "drain"], ["lb-sidecar", "ready"]]
-    drain, ready = (_parser().parse_args(argv[1:]) for argv in words)
+    drain, ready = (build_parser().parse_args(argv[1:]) for argv in words)
     assert drain.owner == ready.owner, "one owner, or the ready would not end the drain"
     assert drain.wait == "60s"
     assert drain.ttl, "what a broken playbook leaves behind must end by itself"

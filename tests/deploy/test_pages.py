@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli import _parser
+from sidecar.cli import build_parser
 from sidecar.config.load import load
 from sidecar.core.model import HoldName
 from tests.deploy.pages import MARKER, PAGES, ROOT, Block, anchors, blocks, commands, links
@@ -49,7 +49,7 @@ def test_there_are_configurations_to_load_in_the_pages_that_teach() -> None:
 def test_every_command_in_a_page_is_one_that_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands(page):
         try:
-            _parser().parse_args(words if len(words) > 1 else [*words, "--help"])  # a bare name in prose is a name only
+            build_parser().parse_args(words if len(words) > 1 else [*words, "--help"])  # a bare name in prose is a name only
         except SystemExit as end:
             assert end.code == 0, f"lb-sidecar {' '.join(words)} in {name_of(page)}: {capsys.readouterr().err}"
 

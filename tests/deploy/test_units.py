@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.cli import _parser
+from sidecar.cli import build_parser
 from sidecar.config.load import load
 from tests.deploy.pages import ROOT
 
@@ -105,7 +105,7 @@ def test_their_commands_exist(name: str) -> None:
     program, *words = command.split()
 
     assert program == PROGRAM
-    _parser().parse_args(words)
+    build_parser().parse_args(words)
 
 
 def test_the_release_is_the_same_user_with_the_same_folders_and_rights() -> None:
