@@ -19,8 +19,8 @@ from rich.console import Console
 from lbplugins.values import Address
 from sidecar.app import App, StartError
 from sidecar.config.load import load
+from sidecar.core.known import InstanceState
 from sidecar.core.model import Event
-from sidecar.core.world import InstanceState
 from sidecar.demo import stage
 from sidecar.demo.stage import Balancer, Instances, StageError
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from lbplugins.values import InFlight, Operator, Serve
 from sidecar.core import guard, pace, story
+from sidecar.core.known import UNBROKEN_S, InstanceState, ServiceState
 from sidecar.core.model import (
     Act,
     Ask,
@@ -38,7 +39,7 @@ from sidecar.core.model import (
 from sidecar.core.plan import plan, wanted_of
 from sidecar.core.policy import Mode, Policy, Rules, ServicePolicy
 from sidecar.core.streak import Streak
-from sidecar.core.world import UNBROKEN_S, InstanceState, ServiceState, World
+from sidecar.core.world import World
 
 TELL_HOLD_AFTER_S = 0.4
 """A hold shorter than this (a witness being asked, a token coming in) is no news."""

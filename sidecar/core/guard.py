@@ -8,6 +8,7 @@ from math import floor
 
 from lbplugins.values import Operator, Seen, Serve
 from sidecar.core import pace
+from sidecar.core.known import InstanceState, ServiceState, target_of
 from sidecar.core.model import (
     Act,
     Commanded,
@@ -21,9 +22,9 @@ from sidecar.core.model import (
     Target,
     Verb,
 )
-from sidecar.core.policy import Guards, Mode, ProbePlan, ServicePolicy
+from sidecar.core.policy import Guards, Mode, ServicePolicy
 from sidecar.core.streak import Streak, risen
-from sidecar.core.world import InstanceState, ServiceState, World
+from sidecar.core.world import World
 
 Key = Instance | ServerRef
 
@@ -284,7 +285,7 @@ class Testimony:
         policy = self._world.policy.services[service]
         plan = next(p for p in policy.probes if p.key == spec)
         names: list[tuple[Instance | None, Target]] = [
-            (s.instance, _target_of(s.instance, plan)) for s in self._world.services[service].instances.values() if not is_out(s)
+            (s.instance, target_of(s.instance, plan)) for s in self._world.services[service].instances.values() if not is_out(s)
         ]
         names += [(None, Target(*reference)) for reference in policy.references]
         good = [
@@ -301,17 +302,13 @@ def witness_targets(world: World, instance: Instance, check: Streak, *, most: in
     policy = world.policy.services[instance.service]
     spec = _spec_of(world, instance, check)
     plan = next(p for p in policy.probes if p.key == spec)
-    names = [_target_of(peer.instance, plan) for peer in pace.peers(world, instance, most) if not is_out(peer)]
+    names = [target_of(peer.instance, plan) for peer in pace.peers(world, instance, most) if not is_out(peer)]
     return [*names, *(Target(*reference) for reference in policy.references)]
 
 
 def _spec_of(world: World, instance: Instance, check: Streak) -> str:
     checks = world.services[instance.service].instances[instance].checks
     return next(key for key, c in checks.items() if c is check)
-
-
-def _target_of(instance: Instance, plan: ProbePlan) -> Target:
-    return Target(instance.address if plan.port is None else instance.address._replace(port=plan.port), plan.key)
 
 
 def _we_ourselves(world: World, service: ServiceState, state: InstanceState, now: float) -> list[Hold]:

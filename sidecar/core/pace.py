@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from zlib import crc32
 
+from sidecar.core.known import InstanceState, TargetState, target_of, timeout_s
 from sidecar.core.model import Ask, Instance, Target
 from sidecar.core.policy import Pace
-from sidecar.core.world import InstanceState, TargetState, World, timeout_s
+from sidecar.core.world import World
 
 
 def asks(world: World, targets: Iterable[Target], now: float) -> tuple[Ask, ...]:
@@ -24,11 +25,7 @@ def asks(world: World, targets: Iterable[Target], now: float) -> tuple[Ask, ...]
 def unscheduled(world: World, service: str) -> list[Target]:
     """Targets of a service that nobody is about to ask."""
     policy = world.policy.services[service]
-    names = [
-        Target(i.address if plan.port is None else i.address._replace(port=plan.port), plan.key)
-        for i in world.services[service].instances
-        for plan in policy.probes
-    ]
+    names = [target_of(i, plan) for i in world.services[service].instances for plan in policy.probes]
     names += [Target(*reference) for reference in policy.references]
     return [name for name in names if (target := world.targets.get(name)) is not None and target.scheduled is None]
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import guard
+from sidecar.core.known import BalancerState, InstanceState, Sent, in_its_words, is_at, strictest
 from sidecar.core.model import Hold, HoldName, Instance, ServerRef
 from sidecar.core.policy import BalancerPolicy, Mode, Policy
-from sidecar.core.world import BalancerState, InstanceState, Sent, World, in_its_words, is_at, strictest
+from sidecar.core.world import World
 
 RETRY_S, RETRY_MAX_S = 0.2, 30.0
 """After a refusal: wait for a fresh picture and this long, doubling."""

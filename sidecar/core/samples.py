@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeVar
 from lbplugins.values import Operator
 from sidecar.core import guard
 from sidecar.core.histogram import Histogram
+from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import (
     Applied,
     Decision,
@@ -30,7 +31,7 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import Mode, Policy, ServicePolicy
 from sidecar.core.window import NEEDED, Latencies, Source, Summary, WindowName
-from sidecar.core.world import InstanceState, ServiceState, World
+from sidecar.core.world import World
 
 MAX_ROWS = 10_000
 """Rows of one counted family at most; the oldest is let go for a new one, and `lbsidecar_rows_dropped_total` says so."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sidecar.core.guard import Group, budget, needed
+from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Ejection, Hold, HoldName, Judgement
 from sidecar.core.policy import ServicePolicy
 from sidecar.core.streak import Streak
-from sidecar.core.world import InstanceState, ServiceState
 
 
 def cause(check: Streak) -> str:

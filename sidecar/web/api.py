@@ -11,9 +11,9 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from lbplugins.values import Operator
+from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Commanded, Hold, HoldName, Verb
 from sidecar.core.window import Source, WindowName
-from sidecar.core.world import InstanceState, ServiceState
 from sidecar.web import health, models, views
 from sidecar.web.asked import Asked, count, moment
 from sidecar.web.desk import Desk

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Judgement, Serving
-from sidecar.core.world import InstanceState, ServiceState
 from sidecar.web import models
 from sidecar.web.look import Look, identity, names
 from sidecar.web.models import Status

@@ -8,10 +8,11 @@ from datetime import datetime
 
 from lbplugins.values import Operator
 from sidecar.core import guard, pace
+from sidecar.core.known import InstanceState, ServiceState, TargetState
 from sidecar.core.model import Hold, Instance, Judgement, Serving, Target
 from sidecar.core.policy import Policy, ServicePolicy
 from sidecar.core.window import Latencies
-from sidecar.core.world import InstanceState, ServiceState, TargetState, World
+from sidecar.core.world import World
 
 STALE_INTERVALS, STALE_EXTRA_S = 3.0, 1.0
 

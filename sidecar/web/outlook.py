@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lbplugins.values import Operator
 from sidecar.core import guard
+from sidecar.core.known import InstanceState
 from sidecar.core.model import Hold, HoldName, Judgement
 from sidecar.core.policy import Mode, ServicePolicy
 from sidecar.core.streak import Streak
-from sidecar.core.world import InstanceState
 from sidecar.web.look import Look
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 from lbplugins.values import Operator
+from sidecar.core.known import InstanceState, ServiceState, timeout_s
 from sidecar.core.model import Hold, Instance, Judgement
 from sidecar.core.policy import Mode, ServicePolicy
 from sidecar.core.window import Source, Summary, WindowName
-from sidecar.core.world import InstanceState, ServiceState, timeout_s
 from sidecar.store.decisions import Page, Record
 from sidecar.web import health, models
 from sidecar.web.desk import SelfHealth

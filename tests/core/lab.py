@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Seen, Serve, Setting
 from sidecar.core.guard import serves
+from sidecar.core.known import InstanceState
 from sidecar.core.model import (
     Adopted,
     Applied,
@@ -33,7 +34,7 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import BalancerPolicy, Mode, Policy, ProbePlan, ServicePolicy
 from sidecar.core.turn import turn
-from sidecar.core.world import InstanceState, World
+from sidecar.core.world import World
 
 Answer = Callable[[float, float], tuple[Result, Reason | None, float]]
 """(now, timeout) -> result, reason, seconds it took."""

@@ -16,6 +16,7 @@ from hashlib import sha256
 from random import Random
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Serve, Setting
+from sidecar.core.known import in_its_words
 from sidecar.core.model import (
     Act,
     Commanded,
@@ -33,7 +34,6 @@ from sidecar.core.model import (
 )
 from sidecar.core.policy import Mode
 from sidecar.core.streak import FAST
-from sidecar.core.world import in_its_words
 from tests.core.site import RULES, SPEC, Layout, Server, Side, Site, address, policy_for
 
 QUIET_S = 6.0

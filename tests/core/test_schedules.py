@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from lbplugins.values import Operator
-from sidecar.core import decide, guard, pace, plan, streak, world
+from sidecar.core import acts, decide, guard, known, membership, pace, plan, streak
+from sidecar.core.known import InstanceState
 from sidecar.core.model import Act, Hold, HoldName, Outcome, Reason, Result, Target
 from sidecar.core.policy import Rules
 from sidecar.core.streak import Streak
-from sidecar.core.world import InstanceState, World
+from sidecar.core.world import World
 from tests.core import site
 from tests.core.schedules import Violation, fingerprint, run
 
@@ -51,7 +52,7 @@ def no_last_look_before_the_write(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_is_on_its_way_does_not_count(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(world.Sent, "is_settled", property(lambda self: True))
+    patch.setattr(known.Sent, "is_settled", property(lambda self: True))
 
 
 def nobody_need_testify(patch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def written_before_it_is_on_disk(patch: pytest.MonkeyPatch) -> None:
     def settle(self: World, decision: Any) -> None:
         right(self, decision)
         for intent in decision.intents:
-            self._take_intent(intent, decision.at)
+            acts.take_intent(self, intent, decision.at)
             if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
                 state.proposed = ()
 
@@ -141,13 +142,13 @@ def nothing_is_adopted(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_word_is_reclaimed_after_a_restart(patch: pytest.MonkeyPatch) -> None:
-    right = World._join
+    right = membership.join
 
-    def join(self: World, service: Any, instance: Any, source: str, at: float) -> None:
-        right(self, service, instance, source, at)
+    def join(world: Any, service: Any, instance: Any, source: str, at: float) -> None:
+        right(world, service, instance, source, at)
         service.instances[instance].unclaimed = frozenset()
 
-    patch.setattr(World, "_join", join)
+    patch.setattr(membership, "join", join)
 
 
 def words_are_struck_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -204,13 +205,13 @@ def decided_and_written_in_one_turn(patch: pytest.MonkeyPatch) -> None:
 def returned_at_the_first_chance_of_others(patch: pytest.MonkeyPatch) -> None:
     """What others had out before us is made ours, and given back."""
     patch.setattr(guard, "_out_by_others", lambda world, state: "")
-    right = World._ejected
+    right = acts._ejected
 
-    def ejected(self: World, state: InstanceState, intent: Any, at: float) -> None:
-        right(self, state, intent, at)
+    def ejected(world: Any, state: InstanceState, intent: Any, at: float) -> None:
+        right(world, state, intent, at)
         state.others = frozenset()
 
-    patch.setattr(World, "_ejected", ejected)
+    patch.setattr(acts, "_ejected", ejected)
 
 
 def the_suspect_is_asked_no_more(patch: pytest.MonkeyPatch) -> None:

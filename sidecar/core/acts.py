@@ -1,0 +1,156 @@
+"""What became of what was decided: intents on disk, changes on balancers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lbplugins.values import Axis, Change, Operator, Serve
+from sidecar.core import membership
+from sidecar.core.known import BalancerState, InstanceState, Known, Refused, Word, strictest
+from sidecar.core.model import Act, Applied, Intent, Journaled, Strength
+
+UNWRITTEN_KEPT = 1000
+"""Intents that took effect while the disk was full, and are written down when it has room again."""
+
+
+def journaled(world: Known, fact: Journaled) -> tuple[str, ...]:
+    touched = [i.instance.service for i in fact.intents if i.instance is not None]
+    for intent in fact.intents:
+        state = world.state_of(intent.instance) if intent.instance else None
+        if state is not None:
+            state.proposed = _less(state.proposed, intent.act)
+    if fact.error:
+        if not world.journal_fault:
+            world.tell("self", fact.at, "sidecar", f"the intents journal cannot be written, nothing is ejected: {fact.error}")
+        world.journal_fault = fact.error
+        for intent in fact.intents:
+            if intent.act is not Act.EJECT:  # giving back and obeying need no permission from our disk
+                take_intent(world, intent, fact.at)
+                world.unwritten.append(intent)
+        del world.unwritten[:-UNWRITTEN_KEPT]
+        return tuple(touched)
+    for intent in fact.intents:
+        take_intent(world, intent, fact.at)
+    return tuple(touched) or tuple(world.services)
+
+
+def take_intent(world: Known, intent: Intent, at: float) -> None:
+    world.notes.update(dict(intent.notes))
+    if intent.act is Act.FREEZE and intent.freeze is not None:
+        world.freezes[intent.freeze.service] = intent.freeze
+    elif intent.act is Act.UNFREEZE and intent.freeze is not None:
+        world.freezes.pop(intent.freeze.service, None)
+        world.unfreezing.discard(intent.freeze.service)
+    state = world.state_of(intent.instance) if intent.instance else None
+    if state is None:
+        if intent.ejection is not None and intent.act is Act.EJECT:  # gone meanwhile: nothing was written, so it will lapse
+            world.adopted[intent.ejection.instance] = intent.ejection
+        return
+    match intent.act:
+        case Act.EJECT:
+            _ejected(world, state, intent, at)
+        case Act.RETURN if state.ejection is not None:
+            state.ejection, state.new_life = replace(state.ejection, returning=True), False
+            state.probation_at = state.returned_at = at
+            _spend_flap(world, state, at)
+            if intent.by == "rule:panic":
+                world.services[state.instance.service].failing_open = True
+            for check in state.checks.values():
+                check.window.clear()
+                check.verdict_at, check.rule = None, ""
+        case Act.FORGET:
+            state.ejection, state.overruled, state.new_life = None, "", False
+            for server in state.servers:
+                world.notes.pop(server, None)
+                if (balancer := world.balancers.get(server.balancer)) is not None:
+                    balancer.sent.pop(server.ref, None)
+            membership.sweep(world, world.services[state.instance.service])
+        case Act.OVERRIDE if intent.override is not None:
+            state.say(intent.override, at)
+            membership.operator_of_instance(world, state)
+        case Act.CLEAR if intent.override is not None:
+            state.overrides.pop(intent.override.owner, None)
+            state.ended.pop(intent.override.owner, None)
+            membership.operator_of_instance(world, state)
+        case Act.HANDS_OFF:
+            state.hands_off_until, state.overruled = intent.until or at, ""
+            if state.ejection is not None:
+                state.ejection, state.new_life = replace(state.ejection, returning=True), False
+                state.probation_at = state.returned_at = at
+        case _:
+            pass
+
+
+def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> None:
+    assert intent.ejection is not None, "an EJECT intent carries its ejection"
+    if intent.ejection.enforced:
+        world.adopted.pop(state.instance, None)  # this one is in force now
+    if state.ejection is None and intent.by.startswith("rule:"):
+        pictured = [(server, world.seen(server)) for server in state.servers]
+        state.others = frozenset(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
+    elif not intent.by.startswith("rule:"):
+        state.others = frozenset()  # adopted: from now on it is ours
+    state.ejection, state.repeat, state.probation_at = intent.ejection, intent.ejection.repeat, None
+    state.is_void = not any(check.failed for check in state.checks.values())
+    _spend_flap(world, state, at)
+    service = world.services[state.instance.service]
+    guards = world.policy.services[service.name].guards
+    hard = intent.ejection.strength is Strength.HARD
+    bucket, refill = (service.hard_spent, guards.hard_refill_s) if hard else (service.soft_spent, guards.soft_refill_s)
+    bucket.level = max(0.0, bucket.level - (at - bucket.at) / refill) + 1.0
+    bucket.at = at
+    for check in state.checks.values():
+        check.window.clear()
+        if check.rule == "window":
+            check.verdict_at, check.rule = None, ""
+
+
+def _spend_flap(world: Known, state: InstanceState, at: float) -> None:
+    rules = world.policy.services[state.instance.service].rules
+    state.flap_level = max(0.0, state.flap_level - (at - state.flap_at) * rules.flap_per_min / 60.0) + 1.0
+    state.flap_at = at
+
+
+def applied(world: Known, fact: Applied) -> tuple[str, ...]:
+    balancer = world.balancers.setdefault(fact.balancer, BalancerState(fact.balancer))
+    for change, why in fact.refused:
+        if change.on is Axis.OPERATOR:
+            _word_refused(world, balancer, change, why, fact.at)
+        if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
+            # Once is no news: it moved between our look and our write, and is looked at again at once.
+            if sent.retries and sent.told != why:
+                world.tell("refused", fact.at, "sidecar", f"{fact.balancer}/{change.ref} refused: {why}")
+                sent.told = why
+            sent.refused, sent.at, sent.retries, sent.is_unsure = why, fact.at, sent.retries + 1, False
+    if fact.error:
+        for change in fact.changes:
+            if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
+                sent.refused, sent.at, sent.retries, sent.is_unsure = fact.error, fact.at, sent.retries + 1, True
+        if balancer.told != fact.error:
+            world.tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
+    balancer.told = fact.error
+    return tuple(n for n, p in world.policy.services.items() if any(b == fact.balancer for b, _ in p.pools))
+
+
+def _word_refused(world: Known, balancer: BalancerState, change: Change, why: str, at: float) -> None:
+    pending = balancer.said_pending.get(change.ref)
+    if pending is not None and pending.word is operator_of(change.want.serve):
+        del balancer.said_pending[change.ref]
+        if pending.before:
+            last = strictest(pending.before)
+            balancer.said_pending[change.ref] = Word(last, at, pending.before - {last})
+    earlier = balancer.said_refused.get(change.ref)
+    refused = balancer.said_refused[change.ref] = Refused(why, at, earlier.times + 1 if earlier else 1, earlier.told if earlier else "")
+    if refused.times > 1 and refused.told != why:
+        world.tell("refused", at, "sidecar", f"{balancer.name}/{change.ref} refused: {why}")
+        refused.told = why
+
+
+def operator_of(serve: Serve) -> Operator:
+    return {Serve.FULL: Operator.READY, Serve.DRAIN: Operator.DRAINING, Serve.NONE: Operator.MAINTENANCE}[serve]
+
+
+def _less(acts: tuple[Act, ...], one: Act) -> tuple[Act, ...]:
+    """Without the first of its kind."""
+    i = acts.index(one) if one in acts else len(acts)
+    return (*acts[:i], *acts[i + 1 :])

@@ -1,0 +1,302 @@
+"""What is known, as plain data: a snapshot of it and the facts after it give the same again. `World` takes facts in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lbplugins.values import Operator, Ref, Seen, Serve, Setting
+from sidecar.core.model import (
+    Act,
+    Ask,
+    Commanded,
+    Ejection,
+    Event,
+    Freeze,
+    HoldName,
+    Instance,
+    Intent,
+    Judgement,
+    Learned,
+    Override,
+    Result,
+    ServerRef,
+    Target,
+)
+from sidecar.core.policy import Pace, Policy, ProbePlan
+from sidecar.core.streak import Streak
+
+GOOD_KEPT = 100
+"""Good answers kept per target, seconds each: enough for a third-slowest."""
+UNBROKEN_S = 0.5
+"""A hold that was absent this long begins anew."""
+EPISODE_S = 5.0
+"""A hold, or a blindness, that was absent this long is over; the next one is told anew."""
+EVENTS_KEPT = 1000
+
+
+@dataclass(slots=True)
+class TargetState:
+    """What one target has taught us. `recent`: the last GOOD_KEPT good totals, a ring written at `good % GOOD_KEPT`.
+
+    `failed_at`: when its last failure ended; `good_since`: when the first good answer after that was asked.
+    """
+
+    target: Target
+    plan: ProbePlan
+    users: tuple[Instance, ...] = ()
+    references: tuple[str, ...] = ()
+    good: int = 0
+    recent: list[float] = field(default_factory=list)
+    median_s: float = 0.0
+    slow_s: float = 0.0
+    newest: Result | None = None
+    newest_started: float = float("-inf")
+    newest_ended: float = float("-inf")
+    scheduled: Ask | None = None
+    nudged: bool = False
+    count: int = 0
+    bad_run: int = 0
+    failed_at: float = float("-inf")
+    good_since: float = float("-inf")
+
+
+@dataclass(slots=True)
+class InstanceState:
+    """One life of one instance.
+
+    `others`: its servers that others had out on our axis before we ejected it. `is_void`: the evidence had gone before the ejection was on
+    disk. `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
+    kept until no balancer shows them. `unclaimed`: balancers which we have not
+    looked at since our restart; what words of ours they show is ours still. `proposed`: those of our intents that are on their way to disk.
+    """
+
+    instance: Instance
+    since: float
+    sources: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, Streak] = field(default_factory=dict)
+    servers: tuple[ServerRef, ...] = ()
+    operator: Operator = Operator.READY
+    ejection: Ejection | None = None
+    probation_at: float | None = None
+    repeat: int = 0
+    returned_at: float = float("-inf")
+    flap_level: float = 0.0
+    flap_at: float = 0.0
+    hands_off_until: float = float("-inf")
+    others: frozenset[ServerRef] = frozenset()
+    is_void: bool = False
+    overruled: str = ""
+    unsaid: str = ""
+    new_life: bool = False
+    overrides: dict[str, Override] = field(default_factory=dict)
+    ended: dict[str, Override] = field(default_factory=dict)
+    ended_at: float = float("-inf")
+    unclaimed: frozenset[str] = frozenset()
+    proposed: tuple[Act, ...] = ()
+    told: Judgement = Judgement.UNKNOWN
+    told_at: float = 0.0
+    reason: str = ""
+
+    def say(self, override: Override, at: float) -> None:
+        """One owner's word is in force, or over."""
+        if override.until is None or at < override.until:
+            self.overrides[override.owner] = override
+            self.ended.pop(override.owner, None)
+            return
+        self.overrides.pop(override.owner, None)
+        self.ended[override.owner] = override
+        self.ended_at, self.unsaid = at, ""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Tokens spent on ejections: `level` spent at `at`, draining one per refill period."""
+
+    level: float = 0.0
+    at: float = 0.0
+
+
+@dataclass(slots=True)
+class ServiceState:
+    """One service: its instances, its discovery, its budgets."""
+
+    name: str
+    since: float | None = None
+    cold: bool = True
+    instances: dict[Instance, InstanceState] = field(default_factory=dict)
+    last_good: dict[str, tuple[Instance, ...]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    fault_at: dict[str, float] = field(default_factory=dict)
+    hard_spent: Bucket = field(default_factory=Bucket)
+    soft_spent: Bucket = field(default_factory=Bucket)
+    unlisted: tuple[ServerRef, ...] = ()
+    held_since: dict[HoldName, float] = field(default_factory=dict)
+    held_last: dict[HoldName, float] = field(default_factory=dict)
+    held_told: list[HoldName] = field(default_factory=list)
+    alert: bool = False
+    failing_open: bool = False
+
+
+@dataclass(slots=True)
+class Sent:
+    """The last change sent to one server and what became of it.
+
+    `confirmed`: a picture has shown it. `is_unsure`: it failed in a way that leaves open whether it was done, and no picture has shown
+    since. `told`: the last refusal told.
+    """
+
+    serve: Serve
+    at: float
+    settle_s: float = 0.0
+    refused: str = ""
+    told: str = ""
+    retries: int = 0
+    confirmed: bool = False
+    is_unsure: bool = False
+    generation: str = ""
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing of it is on its way any more: a picture has shown it, or the balancer said no, and not merely nothing."""
+        return self.confirmed or (bool(self.refused) and not self.is_unsure)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What was last written on a server's operator axis and not seen yet. `before`: earlier ones whose fate was never known either."""
+
+    word: Operator
+    at: float
+    before: frozenset[Operator] = frozenset()
+
+
+@dataclass(slots=True)
+class Refused:
+    """The balancer said no to a word of ours on the operator's axis, so many times in a row, last at `at`."""
+
+    why: str
+    at: float
+    times: int = 1
+    told: str = ""
+
+
+@dataclass(slots=True)
+class BalancerState:
+    """The last picture of one balancer, and what we sent it. `told`: the failure to tell it anything that was told last."""
+
+    name: str
+    seen: dict[Ref, Seen] = field(default_factory=dict)
+    pools: list[str] = field(default_factory=list)
+    seen_at: float = float("-inf")
+    error: str = ""
+    error_at: float = 0.0
+    told: str = ""
+    sent: dict[Ref, Sent] = field(default_factory=dict)
+    said: dict[Ref, Operator] = field(default_factory=dict)
+    said_pending: dict[Ref, Word] = field(default_factory=dict)
+    said_refused: dict[Ref, Refused] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Known:
+    """All of it. `events`: news born while absorbing, handed out by the next decision."""
+
+    started_at: float = 0.0
+    policy: Policy = field(default_factory=Policy)
+    services: dict[str, ServiceState] = field(default_factory=dict)
+    targets: dict[Target, TargetState] = field(default_factory=dict)
+    balancers: dict[str, BalancerState] = field(default_factory=dict)
+    freezes: dict[str, Freeze] = field(default_factory=dict)
+    unfreezing: set[str] = field(default_factory=set)
+    notes: dict[ServerRef, str] = field(default_factory=dict)
+    adopted: dict[Instance, Ejection] = field(default_factory=dict)
+    adopted_overrides: list[Override] = field(default_factory=list)
+    adopted_hands_off: dict[Instance, float] = field(default_factory=dict)
+    learned: dict[Target, Learned] = field(default_factory=dict)
+    commands: list[Commanded] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    blind_until: float = float("-inf")
+    blind_why: str = ""
+    journal_fault: str = ""
+    unwritten: list[Intent] = field(default_factory=list)
+    standby: dict[str, str] = field(default_factory=dict)
+
+    # ---- looking things up ----
+
+    def state_of(self, instance: Instance) -> InstanceState | None:
+        service = self.services.get(instance.service)
+        return service.instances.get(instance) if service else None
+
+    def seen(self, server: ServerRef) -> Seen | None:
+        balancer = self.balancers.get(server.balancer)
+        return balancer.seen.get(server.ref) if balancer else None
+
+    def freeze_of(self, service: str, now: float) -> Freeze | None:
+        for name in (service, ""):
+            freeze = self.freezes.get(name)
+            if freeze is not None and (freeze.until is None or now < freeze.until):
+                return freeze
+        return None
+
+    def is_cold(self, service: ServiceState, now: float) -> bool:
+        """Just started: not every instance has answered often enough, or failed clearly, and the patience is not used up."""
+        if not service.cold or service.since is None:
+            return service.cold
+        guards = self.policy.services[service.name].guards
+        if now - service.since >= guards.cold_s:
+            return False
+        return not all(
+            check.answers >= guards.cold_answers or check.failed for state in service.instances.values() for check in state.checks.values()
+        )
+
+    def lapsed(self) -> list[Ejection]:
+        """What an earlier life had in its journal and no balancer shows: all of them have been looked at, none has it out."""
+        return [ejection for instance, ejection in self.adopted.items() if self._is_nowhere_out(instance)]
+
+    def _is_nowhere_out(self, instance: Instance) -> bool:
+        policy = self.policy.services.get(instance.service)
+        for owner, pool in policy.pools if policy is not None else ():
+            balancer = self.balancers.get(owner)
+            if balancer is None or balancer.error or balancer.seen_at == float("-inf"):
+                return False
+            if any(ref.pool == pool and seen.ours != Setting() and is_at(seen, instance) for ref, seen in balancer.seen.items()):
+                return False
+        return policy is not None
+
+    # ---- telling ----
+
+    def tell(self, kind: str, at: float, by: str, sentence: str, service: str = "", instance: Instance | None = None) -> None:
+        self.events.append(Event(kind, at, by, sentence, service, instance))
+        del self.events[:-EVENTS_KEPT]
+
+
+def strictest(words: Iterable[Operator]) -> Operator:
+    """Maintenance before draining before ready."""
+    order = (Operator.READY, Operator.DRAINING, Operator.MAINTENANCE)
+    return max(words, key=order.index, default=Operator.READY)
+
+
+def in_its_words(word: Operator, has_drain: bool) -> Operator:
+    """A balancer that knows no draining is given maintenance instead."""
+    return Operator.MAINTENANCE if word is Operator.DRAINING and not has_drain else word
+
+
+def timeout_s(target: TargetState, pace: Pace) -> float:
+    """How long an answer of this target may take: learned from its third-slowest of the last good ones."""
+    if target.plan.timeout_s is not None:
+        return target.plan.timeout_s
+    if target.good < pace.learn_good:
+        return pace.first_timeout_s
+    return min(max(pace.timeout_factor * target.slow_s, pace.min_timeout_s), pace.max_timeout_s)
+
+
+def is_at(seen: Seen, instance: Instance) -> bool:
+    """Is this server still this instance? One without an address is taken at its name."""
+    return seen.address is None or seen.address == instance.address
+
+
+def target_of(instance: Instance, plan: ProbePlan) -> Target:
+    """What is asked to learn about an instance by this spec."""
+    return Target(instance.address if plan.port is None else instance.address._replace(port=plan.port), plan.key)
