@@ -74,6 +74,8 @@ ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
 LOCK_PATH_WITHIN_S = 5.0
 STRAYS_EVERY_S = 1.0
+STATE_EVERY_S = 1.0
+"""How often to look whether the state folder is still there and ours."""
 
 
 class StartError(Exception):
@@ -93,6 +95,10 @@ class App:
         self.drivers: dict[str, Driver] = {}
         self.has_state = False
         """Is the state folder ours? Until then a start may wait for ever."""
+        self.is_lost = False
+        """Has another sidecar our state folder? This one must end then, it can no longer write down what it does: `on_lost` is called."""
+        self.on_lost: Callable[[], object] = lambda: None
+        self._state_fault = ""
         self._leaving: set[Driver] = set()
         self._reloading = asyncio.Lock()
         self._options: dict[str, BalancerOptions] = {}
@@ -112,8 +118,8 @@ class App:
         self.started_at = clock.monotonic()
         self.log = EventLog(self.config.log.level, self.config.log.format)
         self.listeners.append(self.log.tell)
-        folder = state_dir.resolve(self.config.state.dir, os.environ)
-        self.state = folder.path
+        self._folder = state_dir.resolve(self.config.state.dir, os.environ)
+        self.state = self._folder.path
         self.lease = lease.LeaseFile(self.state, clock.boot_id())
         self._state_lock = await self._lock_state()
         self.has_state = True
@@ -141,11 +147,12 @@ class App:
         self.reconciler.set_prober(self.engine)
         self._begin()
         self._tasks.start("self-check", self._check_self)
+        self._tasks.start("state", self._keep_state)
         self._tasks.start("lease", self._renew_lease)
         self._tasks.start("learned", self._save_learned)
         self._tasks.start("pools", self._follow_pools)
         self._publish()
-        log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, folder.origin)
+        log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, self._folder.origin)
 
     def _publish(self) -> None:
         """Receivers as the configuration has them now."""
@@ -375,8 +382,8 @@ class App:
         self._lag.worst_since_last()  # what starting up took is over
         while True:
             self._worst_lag = self._lag.worst_since_last()
-            fault = self.reconciler.journal_fault
-            if fault:
+            fault = self._state_fault or self.reconciler.journal_fault
+            if self.reconciler.journal_fault:
                 self.reconciler.try_journal()
             standby = {n: d.standby for n, d in self.drivers.items() if d.standby and self._writes(n)}
             now = clock.monotonic()
@@ -407,14 +414,48 @@ class App:
         policy = self.reconciler.world.policy.balancers.get(balancer)
         return policy is not None and policy.mode is Mode.ACT
 
+    async def _keep_state(self) -> None:
+        """A state folder that is removed under our feet is made again, with what is out written into it; else nobody may go out."""
+        while True:
+            if not await asyncio.to_thread(self._state_lock.still_held):
+                await self._restore_state()
+            await asyncio.sleep(STATE_EVERY_S)
+
+    async def _restore_state(self) -> None:
+        try:
+            await asyncio.to_thread(self._folder.restore)
+            held = await asyncio.to_thread(lock.acquire, self.state / "lock")
+        except state_dir.StateDirError as error:
+            self._state_fault = str(error)
+            return
+        match held:
+            case lock.Busy():
+                self._state_fault = f"the state folder {self.state} or its lock was removed, and {held.by} has it now"
+                log.error("%s: this one ends, and leaves to it what is out", self._state_fault)
+                self.is_lost = True
+                self.on_lost()
+            case lock.Unusable():
+                self._state_fault = held.why
+            case lock.Held():
+                self._state_lock.release()
+                self._state_lock, self._state_fault = held, ""
+                self.reconciler.write_anew()
+                await self._renew()
+                self._tell(
+                    "self", f"the state folder {self.state} or its lock was removed by somebody; it is there again, with what is out"
+                )
+
     async def _renew_lease(self) -> None:
         while True:
-            if any(self._writes(name) for name in self.drivers):  # who only observes cannot give back, so it must not promise to
-                try:
-                    await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
-                except lease.LeaseError as error:
-                    log.warning("%s", error)
+            await self._renew()
             await asyncio.sleep(lease.RENEW_S / 3)
+
+    async def _renew(self) -> None:
+        if any(self._writes(name) for name in self.drivers):  # who only observes cannot give back, so it must not promise to
+            try:
+                await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
+            except lease.LeaseError as error:
+                log.warning("%s", error)
 
     async def _save_learned(self) -> None:
         while True:

@@ -102,7 +102,7 @@ class Reconciler:
         self._timer: asyncio.TimerHandle | None = None
         self._pen = ThreadPoolExecutor(1, thread_name_prefix="intents")
         self._holds_of: dict[str, tuple[Hold, ...]] = {}
-        self._is_closed = self._is_trying = False
+        self._is_closed = self._is_trying = self._wants_segment = False
 
     def deliver(self, facts: Sequence[Fact]) -> None:
         """Facts for the next turn, which comes before anything else that waits for the loop."""
@@ -145,7 +145,8 @@ class Reconciler:
         self._inbox = []
         if self.turns and now - self.turned_at > PAUSED_S:
             facts = [Resumed(now, now - self.turned_at), *facts]
-        if self._recorder is not None and self._recorder.wants_segment:
+        if self._recorder is not None and (self._wants_segment or self._recorder.wants_segment):
+            self._wants_segment = False
             self._recorder.begin(encode(self.world, World), self.world.policy, now, time.time())
         decision, asks = turn(self.world, facts, now)
         self.turns += 1
@@ -238,6 +239,11 @@ class Reconciler:
         if not self._is_closed and not self._is_trying:
             self._is_trying = True
             self._pen.submit(self._try)
+
+    def write_anew(self) -> None:
+        """The state folder has become another one: all that is in force goes into it, and a new segment of the recorder."""
+        self._wants_segment = True
+        self.try_journal()
 
     def _try(self) -> None:
         error = ""

@@ -46,6 +46,7 @@ async def _serve(loaded: Loaded, *, observe: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, orders.stop)
     loop.add_signal_handler(signal.SIGHUP, orders.reload)
+    orders.app.on_lost = orders.stop
     try:
         if not await orders.start():
             return 0
@@ -61,7 +62,7 @@ async def _serve(loaded: Loaded, *, observe: bool) -> int:
     notify("STOPPING=1")
     watchdog.cancel()
     await orders.app.stop()
-    return 0
+    return 1 if orders.app.is_lost else 0
 
 
 class _Orders:

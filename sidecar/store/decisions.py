@@ -339,6 +339,8 @@ class _Segments:
     def write(self, records: Sequence[Record]) -> None:
         """Add these; OSError = none of them is in the file."""
         data = b"".join(_line(record) for record in records)
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+            self.close()  # someone removed the file: what is written there nobody will read
         if self._fd < 0:
             self._go_on(records[0].id)
         elif self._size and self._size + len(data) > self._segment_bytes:
@@ -363,7 +365,7 @@ class _Segments:
 
     def _go_on(self, first_id: int) -> None:
         """Continue the newest file where its last whole line ends, or begin one."""
-        self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o750, exist_ok=True)
         paths = segments(self.directory)
         newest = paths[-1] if paths and paths[-1].stat().st_size < self._segment_bytes else None
         self._open(newest or self._path(first_id))

@@ -24,6 +24,10 @@ class StateDir:
     path: Path
     origin: str
 
+    def restore(self) -> None:
+        """Make it again where it has been removed. StateDirError as in `resolve`."""
+        _ready(self.path, self.origin)
+
 
 def resolve(configured: Path | None, environ: Mapping[str, str], system: Path = SYSTEM_DIR) -> StateDir:
     """`state.dir`, else $STATE_DIRECTORY, else the system's folder if this user can have it, else the user's own; made 0750 if it lacks.

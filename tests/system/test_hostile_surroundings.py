@@ -143,25 +143,70 @@ def test_a_start_on_a_full_disk_adopts_and_gives_back() -> None:
         assert sidecar.end() == 0
 
 
-def test_a_state_folder_deleted_under_its_feet_means_no_ejection_until_it_is_there_again() -> None:
+def test_a_state_folder_deleted_under_its_feet_is_made_again_with_what_is_out() -> None:
     with lab("haproxy-2.8-none") as box:
         sidecar = with_one_out(box)
         shutil.rmtree(sidecar.state)
 
+        sidecar.wait_event("self", "is there again")
+        until(lambda: in_force(sidecar), "what is out is in the new journal")
+        assert sidecar.state.stat().st_mode & 0o777 == 0o750
         box.kill(1)
-        sidecar.wait_event("self", "cannot be written")
-        box.instances.start(0)
-        box.wait_in(0)
-        assert 1 in box.in_rotation()
-
-        sidecar.state.mkdir(mode=0o750)
         box.wait_out(1)
+        until(lambda: len(in_force(sidecar)) == 2, "the journal goes on")
         assert "Traceback" not in sidecar.log_text()
         sidecar.end(signal.SIGKILL)
+        replayed(sidecar)
         sidecar.start()
         sidecar.wait_event("adopted")
+        assert "is there again" in str(sidecar.events("self")), "the decision log goes on too"
+        box.instances.start(0)
         box.instances.start(1)
-        box.wait_in(1)
+        sidecar.wait_healthy(box.ports)
+        assert sidecar.end() == 0
+
+
+def test_a_state_folder_that_cannot_be_made_again_means_no_ejection_until_it_can() -> None:
+    with lab("haproxy-2.8-none") as box:
+        sidecar = with_one_out(box)
+        shutil.rmtree(sidecar.state)
+        sidecar.state.write_text("in the way")
+
+        sidecar.wait_event("self", "is not a folder")
+        box.kill(1)
+        box.instances.start(0)
+        box.wait_in(0)
+        assert 1 in box.in_rotation(), "no journal, no ejection"
+
+        sidecar.state.unlink()
+        box.wait_out(1)
+        until(lambda: in_force(sidecar) == [f"shop/127.0.0.1:{box.ports[1]}"], lambda: f"only the dead one: {in_force(sidecar)}")
+        assert "Traceback" not in sidecar.log_text()
+        assert sidecar.end() == 0
+
+
+def test_a_sidecar_whose_state_folder_another_has_taken_ends_and_leaves_it_the_rest() -> None:
+    with lab("haproxy-2.8-none") as box:
+        first = with_one_out(box)
+        second = Daemon(box.folder, box.config(), name="second")
+        second.state = first.state
+        second.write(box.config())
+        box.daemons.append(second)
+        second.start()
+        until(lambda: "is in use by" in second.log_text(), lambda: second.log_text())
+
+        first.signal(signal.SIGSTOP)
+        (first.state / "lock").unlink()
+        until(lambda: "mode act" in second.log_text(), lambda: second.log_text())
+        first.signal(signal.SIGCONT)
+
+        until(lambda: not first.is_running, lambda: f"the first ends\n{first.log_text()}")
+        assert first.end() == 1
+        assert "has it now: this one ends" in first.log_text()
+        second.wait_event("adopted")
+        box.instances.start(0)
+        second.wait_healthy(box.ports)
+        assert second.end() == 0
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -203,6 +204,19 @@ def test_writing_goes_on_when_the_folder_is_mended(tmp_path: Path) -> None:
 
     assert [r.sentence for r in read(folder)] == ["kept"]
     assert log.problem == ""
+
+
+def test_a_folder_that_is_removed_is_begun_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    log = Decisions(folder, 8 * MIB)
+    log.append([event(1.0, "removed")], wall_of)
+    wait_until(lambda: [r.sentence for r in read(folder)] == ["removed"])
+
+    shutil.rmtree(folder)
+    log.append([event(2.0, "kept")], wall_of)
+    log.close(timeout_s=30.0)
+
+    assert [(r.id, r.sentence) for r in read(folder)] == [(2, "kept")]
 
 
 def test_a_disk_that_hangs_delays_nobody(tmp_path: Path) -> None:
