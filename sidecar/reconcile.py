@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,8 +84,9 @@ class Reconciler:
         latencies: Latencies,
         on_decision: Callable[[Decision], None],
         on_facts: Callable[[Sequence[Fact]], None],
+        pen: Executor | None = None,
     ) -> None:
-        """`on_facts` and `on_decision` hear of each turn after it; they must not wait."""
+        """`on_facts` and `on_decision` hear of each turn after it; they must not wait. `pen` runs the journal's calls, one at a time."""
         self.world = World()
         self.tellers: Mapping[str, Teller] = {}
         self.holds: tuple[Hold, ...] = ()
@@ -100,7 +101,7 @@ class Reconciler:
         self._inbox: list[Fact] = []
         self._due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._pen = ThreadPoolExecutor(1, thread_name_prefix="intents")
+        self._pen = pen or ThreadPoolExecutor(1, thread_name_prefix="intents")
         self._holds_of: dict[str, tuple[Hold, ...]] = {}
         self._is_closed = self._is_trying = self._wants_segment = False
 

@@ -7,7 +7,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lbplugins.api import Balancer, BalancerError
 from lbplugins.values import Address, Change, Counters, Operator, Pools, Ref, Refusal, Seen, Serve, Setting, TrafficSample
@@ -19,11 +19,49 @@ CLOSE_S, JOIN_S = 1.5, 0.5
 FEED_AGAIN_S, FEED_AGAIN_MOST_S = 1.0, 30.0
 
 
+class Room(Protocol):
+    """Where a plugin runs: a loop that runs already, apart from ours."""
+
+    loop: asyncio.AbstractEventLoop
+
+    async def aclose(self) -> None: ...
+
+
+class Thread:
+    """A loop on a thread of its own, from now until `aclose`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def aclose(self) -> None:
+        """End it; one that hangs is left behind."""
+        self._is_closing = True
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            while not self._is_closing:  # a plugin that stops its loop is put on it again
+                self.loop.run_forever()
+        finally:
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+
 class Host:
     """Calls a plugin from our loop. One call at a time: a call that outlived its deadline must end before the next may begin."""
 
-    def __init__(self, name: str, make: Callable[[], Balancer]) -> None:
-        """`make` builds the plugin; it is called on the plugin's own thread."""
+    def __init__(self, name: str, make: Callable[[], Balancer], room: Callable[[str], Room] = Thread) -> None:
+        """`make` builds the plugin; it is called in the plugin's own room, a thread unless said otherwise."""
         self.name = name
         self.feed_fault = ""
         """Why no real requests are heard of just now; "" = they are, or there is no feed."""
@@ -32,9 +70,8 @@ class Host:
         self._is_open = False
         self._turn = asyncio.Lock()
         self._is_closing = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=f"balancer-{name}", daemon=True)
-        self._thread.start()
+        self._room = room(f"balancer-{name}")
+        self._loop = self._room.loop
 
     async def observe(self, pools: frozenset[str], notes: Mapping[Ref, str], within_s: float) -> Mapping[Ref, Seen]:
         """The picture of these pools; BalancerError when the balancer cannot be asked in time."""
@@ -89,9 +126,7 @@ class Host:
                     await self._call(close, CLOSE_S, "closed", opened=False)
         finally:
             self._is_closing = True
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join, JOIN_S)
+            await self._room.aclose()
 
     # ---- on the plugin's thread ----
 
@@ -99,19 +134,6 @@ class Host:
         if self._plugin is None:
             self._plugin = self._make()
         return self._plugin
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            while not self._is_closing:  # a plugin that stops its loop is put on it again
-                self._loop.run_forever()
-        finally:
-            left = asyncio.all_tasks(self._loop)
-            for task in left:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
 
     async def _feed(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
         wait = FEED_AGAIN_S
