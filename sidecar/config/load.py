@@ -104,17 +104,23 @@ class Loaded:
 
 
 def find_config(argument: str | os.PathLike[str] | None = None, env: Mapping[str, str] = os.environ, default: Path = DEFAULT_PATH) -> Path:
-    """The configuration to use: the argument, $LB_SIDECAR_CONFIG, the default path. ConfigError if there is none."""
+    """The configuration to use: the argument, $LB_SIDECAR_CONFIG, the default path. ConfigError if there is none that we may look at."""
     if argument is not None:
         return Path(argument)
     if env.get(VARIABLE):
         return Path(env[VARIABLE])
-    if default.exists():
-        return default
     message = (
         f"no configuration: give its path, set {VARIABLE}, or write one, as: "
         "lb-sidecar init --haproxy /etc/haproxy/haproxy.cfg > lb-sidecar.yaml"
     )
+    try:
+        if default.exists():
+            return default
+    except OSError as error:
+        message = (
+            f"this user cannot look for it: {error.strerror}; run this as root or as the service's user "
+            f"(`sudo -u lb-sidecar lb-sidecar …`), or name another configuration by its path or in {VARIABLE}"
+        )
     raise ConfigError([Problem(str(default), 1, 1, "", message)])
 
 

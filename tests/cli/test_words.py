@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +21,32 @@ def test_a_command_that_is_none_is_told_with_the_nearest(capsys: pytest.CaptureF
     assert "there is no command 'stauts'; did you mean 'status'?" in capsys.readouterr().err
     assert main([]) == 2
     assert "explain" in capsys.readouterr().err
+
+
+NOT_TO_BE_ENTERED = """
+mount -t tmpfs -o mode=0755 tmpfs /etc
+mkdir -m 0700 /etc/lb-sidecar
+exec "$1" -c "
+import os
+from sidecar.cli import main
+for user in (0, 65534):  # root first, who may import whatever is needed
+    os.setuid(user)
+    for words in (['check'], ['run'], ['release', '--all']):
+        print('user', user, 'exit', main(words), flush=True)
+"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not look")
+def test_a_configuration_folder_that_may_not_be_entered_is_told_in_one_line() -> None:
+    argv = ["unshare", "-m", "sh", "-ec", NOT_TO_BE_ENTERED, "sh", sys.executable]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+
+    assert done.stdout.count("user 0 exit 2") == done.stdout.count("user 65534 exit 2") == 3, done.stdout
+    told = [line for line in done.stdout.splitlines() if "Permission denied" in line]
+    assert len(told) == 3
+    assert all("/etc/lb-sidecar/lb-sidecar.yaml:1" in line and "sudo -u lb-sidecar" in line for line in told)
 
 
 @pytest.mark.parametrize("words", [["report", "--state"], ["replay"]])
