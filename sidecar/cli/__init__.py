@@ -1,6 +1,6 @@
 """The command `lb-sidecar`: parses the words, imports only what the chosen one needs, turns its answer into an exit code.
 
-Exit 0: fine. 1: it ran and the answer is bad. 2: wrong use or configuration.
+Exit 0: fine. 1: it ran and the answer is bad, nobody answered, or a right is missing. 2: wrong use or configuration.
 """
 
 from __future__ import annotations

@@ -207,15 +207,17 @@ def _sentences(numbers: Iterable[Arithmetic], later: Mapping[str, Arithmetic]) -
     for each in numbers:
         if each.never:
             yield each.service, f"nobody will be taken out: {each.never}"
-        if not each.instances:
-            yield each.service, "its instances come from elsewhere: the numbers are those of one that is not known yet"
         if (known := later.get(each.service)) is not None:
-            count = f"{each.instances - each.known} of {each.instances} are" if each.instances else "they are"
+            unknown = (
+                f"{each.instances - each.known} of {each.instances} are not known yet"
+                if each.instances
+                else "none of its instances is to be seen from here, so none is known"
+            )
             spans = ", ".join(f"{failure} {_span(known.detect[failure])}" for failure in Failure)
             yield (
                 each.service,
                 (
-                    f"{count} not known yet (30 good probes by default): these longer bounds hold until then, for answers within "
+                    f"{unknown} (30 good probes by default): these longer bounds hold until then, for answers within "
                     f"{span(ASSUMED_ANSWER_S)}; known and answering within {span(TYPICAL.slow_s)}: {spans}"
                 ),
             )

@@ -352,8 +352,9 @@ async def _balancer(config: Config, name: str, own: Own, notes: Mapping[Ref, str
     finally:
         await host.aclose()
     seen, pools = found
-    wanted = _pools(config, name)
-    absent = tuple(_no_pool(name, pool, pools) for pool in sorted(wanted - {ref.pool for ref in seen}))
+    is_filled = plugin_class(options.plugin).members is not Balancer.members
+    wanted = _pools(config, name) - (_filled(config, name) if is_filled else frozenset())
+    absent = tuple(_no_pool(name, pool, pools, is_filled=is_filled) for pool in sorted(wanted - {ref.pool for ref in seen}))
     servers = tuple(_server(options.plugin, ref, each) for ref, each in sorted(seen.items()))
     advice = [*beside, *_grain(seen)]
     if own.daemon and quiet is not options.options:
@@ -410,9 +411,18 @@ def _pools(config: Config, name: str) -> frozenset[str]:
     return frozenset(ref.pool for ref in refs if ref.balancer == name)
 
 
-def _no_pool(name: str, pool: str, pools: frozenset[str]) -> str:
+def _filled(config: Config, name: str) -> frozenset[str]:
+    """The pools that discovery fills where the plugin lets it: they need not be there before."""
+    refs = [
+        ref for service, options in config.services.items() if options.instances is not None for ref in compose.pools_of(service, options)
+    ]
+    return frozenset(ref.pool for ref in refs if ref.balancer == name)
+
+
+def _no_pool(name: str, pool: str, pools: frozenset[str], *, is_filled: bool) -> str:
     there = f"it has: {listed(sorted(pools), 8)}" if pools else "it lists none with servers"
-    return f"{name} has no pool {pool!r} with servers; {there}: correct `pool` of the service"
+    cure = "correct `pool` of the service" + (", or give it `instances`, which then make the pool" if is_filled else "")
+    return f"{name} has no pool {pool!r} with servers; {there}: {cure}"
 
 
 async def _lock(host: Host) -> list[str]:

@@ -170,7 +170,7 @@ def test_offline_leaves_the_machine_alone_and_still_calculates(home: Path) -> No
 
     assert shown.code == 0, shown.out
     assert "reachable" not in shown.out and "as far as the file goes" in shown.out
-    assert "web: its instances come from elsewhere" in shown.out
+    assert "web: none of its instances is to be seen from here, so none is known (30 good probes by default)" in shown.out
     assert data["own"] is None and data["balancers"] == {}
     assert data["services"]["shop"]["instances"] == 3
     assert data["services"]["shop"]["most_out"][2] == {"n": 3, "hard": 1, "soft": 1}
@@ -221,6 +221,24 @@ def test_a_pool_that_is_not_there_is_told_with_those_that_are(home: Path) -> Non
 
     assert shown.code == 1
     assert "edge has no pool 'cart' with servers; it has: shop" in shown.out
+
+
+def test_where_there_is_no_balancer_discovery_makes_the_pool(home: Path) -> None:
+    found, missing = (
+        "  shop: {balancer: lab, instances: ['127.0.0.1:81'], probe: {tcp: true}}\n",
+        "  cart: {balancer: lab, probe: {tcp: true}}\n",
+    )
+
+    fine = ran(written(home, "  lab: {plugin: memory}\n", "services:\n" + found))
+    lacking = ran(written(home, "  lab: {plugin: memory}\n", "services:\n" + found + missing))
+
+    assert fine.code == 0, fine.out
+    assert lacking.code == 1
+    assert [line.strip() for line in lacking.out.splitlines() if "lacking" in line] == [
+        "lacking: lab has no pool 'cart' with servers; it lists none with servers: correct `pool` of the service, or give it `instances`, "
+        "which then make the pool"
+    ]
+    assert "cart: none of its instances is to be seen from here, so none is known" in lacking.out
 
 
 # ---- our own rights ----
