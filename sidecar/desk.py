@@ -92,8 +92,9 @@ class Desk:
 
     async def metrics(self, accept: str | None) -> tuple[bytes, str]:
         form = chosen(accept)
-        found = each_sample(self.world, self.policy, self.latencies, self.now(), self._sidecar.own())
-        return await rendered(found, form), form.value
+        own = self._sidecar.own()
+        found = each_sample(self.world, self.policy, self.latencies, self.now(), own)
+        return await rendered(found, form, own.tallies.latency), form.value
 
     async def command(self, command: Commanded) -> str | Hold:
         """Refused by a guard at once, or obeyed: the sentence comes when it is journaled."""

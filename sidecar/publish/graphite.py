@@ -1,4 +1,5 @@
-"""Samples as Graphite's plaintext lines: `lbsidecar.SERVICE.(INSTANCE|all).latency.SOURCE.p50 0.0123 1767225600`, in seconds.
+"""Samples as Graphite takes them: `lbsidecar.SERVICE.(INSTANCE|all).latency.SOURCE.p50 0.0123 1767225600`, in seconds; or with tags;
+as plaintext lines or pickle frames.
 
 Every node of a path consists of letters, digits, `_` and `-`; all else becomes `_`, so nothing from outside can add a node or a line.
 What cannot be a number there (NaN, infinity) is left out.
@@ -6,19 +7,22 @@ What cannot be a number there (NaN, infinity) is left out.
 
 from __future__ import annotations
 
-import asyncio
 import math
+import pickle
 import re
-import time
+import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from sidecar.core.samples import Distribution, Sample, SinkCount
-from sidecar.publish.breath import breathing
-from sidecar.publish.options import GraphiteOptions
-from sidecar.publish.sink import Sink
+from sidecar.core.samples import Distribution, Sample
 
 MAX_NODE = 128
+MAX_TAG = 128
+POINTS = 500
+"""Of one pickle frame; carbon refuses frames of more than 1 MiB."""
+_NOT_IN_TAGS = re.compile(r"[^!-:<-}]")
+"""Tags are printable ASCII without `;`, and without the `~` that may not begin one."""
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_-]")
 _OWN = "_sidecar"
 """Node of our own numbers, where a service's name stands otherwise; no service's name begins with `_`."""
@@ -52,59 +56,79 @@ _OWN_GAUGES = {
 _COUNTED = {"lbsidecar_ejections_total": "ejections", "lbsidecar_returns_total": "returns"}
 
 
-class Graphite:
-    """The Graphite publisher. `run` is its task."""
-
-    name = "graphite"
-
-    def __init__(self, options: GraphiteOptions, samples: Callable[[], Iterable[Sample]], wall: Callable[[], float] = time.time) -> None:
-        """`samples` is asked once an interval, on the loop of `run`, and taken in pieces. `wall` gives seconds since 1970."""
-        self._options = options
-        self._samples = samples
-        self._wall = wall
-        self._sink = Sink(self.name, options.address)
-
-    def count(self) -> SinkCount:
-        return self._sink.count()
-
-    async def run(self) -> None:
-        """Send everything once an interval until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._sink.run())
-            tasks.create_task(self._feed())
-
-    async def _feed(self) -> None:
-        """At round times of the wall clock: two points in one slot of carbon's would be one."""
-        interval = self._options.interval
-        while True:
-            await asyncio.sleep(interval - self._wall() % interval)
-            async for line in breathing(lines(self._samples(), self._options.prefix, self._wall())):
-                self._sink.offer((line,))
-
-
 def lines(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[bytes]:
-    """The lines of one moment, `when` in seconds since 1970."""
-    end = f" {int(when)}\n"
-    for where, value in points(samples):
+    """The plaintext lines of one moment, `when` in seconds since 1970."""
+    return _written(((f"{prefix}.{point.path}", point.value) for point in points(samples)), when)
+
+
+def tagged(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[bytes]:
+    """The same with tags: `PREFIX.NAME;label=value… value when`, every sample under its own name."""
+    return _written(_tagged(samples, prefix), when)
+
+
+def frames(samples: Iterable[Sample], prefix: str, when: float, has_tags: bool) -> Iterator[bytes]:
+    """The same, plain or tagged, as carbon's pickle frames; nothing where a frame is not full yet."""
+    named = _tagged(samples, prefix) if has_tags else ((f"{prefix}.{point.path}", point.value) for point in points(samples))
+    row: list[tuple[str, tuple[int, float]]] = []
+    for name, value in named:
         if math.isfinite(value):
-            yield f"{prefix}.{where} {value!r}{end}".encode("ascii")
+            row.append((name, (int(when), value)))
+        if len(row) == POINTS:
+            yield _frame(row)
+            row = []
+        else:
+            yield b""
+    if row:
+        yield _frame(row)
 
 
-def points(samples: Iterable[Sample]) -> Iterator[tuple[str, float]]:
-    """(path after the prefix, value) of what Graphite gets; counters of several rows are summed to one."""
+def _written(named: Iterable[tuple[str, float]], when: float) -> Iterator[bytes]:
+    end = f" {int(when)}\n"
+    for name, value in named:
+        if math.isfinite(value):
+            yield f"{name} {value!r}{end}".encode("ascii")
+
+
+def _tagged(samples: Iterable[Sample], prefix: str) -> Iterator[tuple[str, float]]:
+    for sample in samples:
+        name = f"{prefix}.{sample.name.removeprefix('lbsidecar_')}"
+        tags = "".join(f";{key}={_NOT_IN_TAGS.sub('_', value[:MAX_TAG])}" for key, value in sample.labels if value)
+        if isinstance(sample.value, Distribution):
+            yield f"{name}.count{tags}", float(sample.value.count)
+            yield f"{name}.sum{tags}", sample.value.total
+        else:
+            yield f"{name}{tags}", sample.value
+
+
+def _frame(row: list[tuple[str, tuple[int, float]]]) -> bytes:
+    body = pickle.dumps(row, protocol=2)
+    return struct.pack("!L", len(body)) + body
+
+
+class Point(NamedTuple):
+    """One number and its path, the prefix left out. `grows`: it counts since the start."""
+
+    path: str
+    value: float
+    grows: bool = False
+
+
+def points(samples: Iterable[Sample]) -> Iterator[Point]:
+    """What Graphite gets; counters of several rows are summed to one."""
     sums: Counter[str] = Counter()
     for sample in samples:
         labels = dict(sample.labels)
         if isinstance(sample.value, Distribution):
             where = path(labels["service"], "all", "latency", labels["source"])
-            yield f"{where}.count", float(sample.value.count)
-            yield f"{where}.sum", sample.value.total
+            yield Point(f"{where}.count", float(sample.value.count), grows=True)
+            yield Point(f"{where}.sum", sample.value.total, grows=True)
         elif sample.kind == "counter":
             for name in _counter_paths(sample.name, labels):
                 sums[name] += sample.value  # type: ignore[assignment]  # a Counter adds floats as well
         elif (gauge := _gauge_path(sample.name, labels)) is not None:
-            yield gauge, sample.value
-    yield from ((name, float(value)) for name, value in sums.items())
+            yield Point(gauge, sample.value)
+    for name, value in sums.items():
+        yield Point(name, float(value), grows=True)
 
 
 def path(*nodes: str) -> str:
@@ -150,4 +174,4 @@ def _counter_paths(name: str, labels: dict[str, str]) -> list[str]:
     return []
 
 
-__all__ = ["Graphite", "lines", "node", "path", "points"]
+__all__ = ["Point", "frames", "lines", "node", "path", "points", "tagged"]

@@ -1,4 +1,7 @@
-"""Samples as Prometheus reads them: text 0.0.4, or OpenMetrics 1.0 where the scraper prefers it."""
+"""Samples as Prometheus reads them: text 0.0.4, OpenMetrics 1.0, or protocol buffers, as the scraper prefers.
+
+Histograms are classic ones in text, which has no other; in protocol buffers each is also a native one.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import groupby
 
-from sidecar.core.samples import Distribution, Sample, grouped
+from sidecar.core.histogram import Histogram
+from sidecar.core.samples import Distribution, Sample, distribution, grouped
+from sidecar.publish import protobuf as pb
 from sidecar.publish.breath import breathing
+from sidecar.publish.exponential import Exact, exact, native
 
 MAX_LABEL = 256
 """Characters of a label's value at most."""
@@ -20,29 +26,42 @@ class Format(Enum):
 
     TEXT = "text/plain; version=0.0.4; charset=utf-8"
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 
 def chosen(accept: str | None) -> Format:
-    """What an Accept header asks for; text when it is absent, unclear or wants neither."""
-    best = {Format.TEXT: 0.0, Format.OPENMETRICS: 0.0}
+    """What an Accept header asks for; text when it is absent, unclear or wants none of ours."""
+    best = dict.fromkeys(Format, 0.0)
     for part in (accept or "")[:MAX_ACCEPT].split(","):
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weight = _weight(parameters)
-        if media == "application/openmetrics-text":
-            best[Format.OPENMETRICS] = max(best[Format.OPENMETRICS], weight)
-        elif media in ("text/plain", "text/*", "*/*"):
-            best[Format.TEXT] = max(best[Format.TEXT], weight)
-    return Format.OPENMETRICS if best[Format.OPENMETRICS] > 0 and best[Format.OPENMETRICS] >= best[Format.TEXT] else Format.TEXT
+        form = _MEDIA.get(media)
+        if form is not None and (form is not Format.PROTOBUF or set(parameters) >= _DELIMITED):
+            best[form] = max(best[form], _weight(parameters))
+    return max((Format.PROTOBUF, Format.OPENMETRICS, Format.TEXT), key=lambda form: best[form]) if any(best.values()) else Format.TEXT
 
 
-def render(samples: Sequence[Sample], form: Format = Format.TEXT) -> bytes:
+_MEDIA = {
+    "application/vnd.google.protobuf": Format.PROTOBUF,
+    "application/openmetrics-text": Format.OPENMETRICS,
+    "text/plain": Format.TEXT,
+    "text/*": Format.TEXT,
+    "*/*": Format.TEXT,
+}
+_DELIMITED = {"proto=io.prometheus.client.metricfamily", "encoding=delimited"}
+
+
+def render(samples: Sequence[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
     """The page of `/metrics`. Samples of one name must stand together, as `core.samples.samples` gives them."""
+    if form is Format.PROTOBUF:
+        return b"".join(_families(samples, histograms or {}))
     return _page(_lines(samples, form))
 
 
-async def rendered(samples: Iterable[Sample], form: Format = Format.TEXT) -> bytes:
+async def rendered(samples: Iterable[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
     """The same from `core.samples.each_sample`, in pieces between which the loop does its other work."""
     found = grouped([each async for each in breathing(samples)])
+    if form is Format.PROTOBUF:
+        return b"".join([piece async for piece in breathing(_families(found, histograms or {}))])
     return _page([line async for line in breathing(_lines(found, form))])
 
 
@@ -106,6 +125,49 @@ def _number(value: float) -> str:
     if math.isfinite(value):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
     return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"
+
+
+# ---- protocol buffers: io.prometheus.client ----
+
+_KINDS = {"counter": 0, "gauge": 1, "histogram": 4}
+
+
+def _families(samples: Sequence[Sample], histograms: Exact) -> Iterator[bytes]:
+    """Delimited messages; a nothing for each row before its family, so that a long family is still taken in pieces."""
+    for name, group in groupby(samples, key=lambda each: each.name):
+        rows = bytearray()
+        head = b""
+        for row in group:
+            head = head or pb.text(1, name) + pb.text(2, row.help) + pb.whole(3, _KINDS[row.kind])
+            rows += pb.message(4, _metric(row, histograms))
+            yield b""
+        yield pb.delimited(head + bytes(rows))
+
+
+def _metric(sample: Sample, histograms: Exact) -> bytes:
+    labels = b"".join(pb.message(1, pb.text(1, name) + pb.text(2, value[:MAX_LABEL])) for name, value in sample.labels)
+    if isinstance(sample.value, Distribution):
+        if (histogram := exact(sample, histograms)) is None:
+            return labels + pb.message(7, _classic(sample.value))
+        # The world may have moved on since the sample was taken: both shapes tell what is counted now.
+        return labels + pb.message(7, _classic(distribution(histogram)) + _native(histogram))
+    return labels + pb.message(3 if sample.kind == "counter" else 2, pb.double(1, sample.value))
+
+
+def _classic(found: Distribution) -> bytes:
+    buckets = (pb.message(3, pb.whole(1, count) + pb.double(2, bound)) for bound, count in (*found.buckets, (math.inf, found.count)))
+    return pb.whole(1, found.count) + pb.double(2, found.total) + b"".join(buckets)
+
+
+def _native(histogram: Histogram) -> bytes:
+    found = native(histogram)
+    return (
+        pb.signed(5, found.schema)
+        + pb.double(6, found.zero_threshold)
+        + pb.whole(7, found.zeros)
+        + b"".join(pb.message(12, pb.signed(1, gap) + pb.whole(2, length)) for gap, length in found.spans)
+        + pb.packed_signed(13, found.deltas)
+    )
 
 
 __all__ = ["Format", "chosen", "render", "rendered"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lbplugins.values import Address
 from sidecar.core.model import Event
 from sidecar.publish import publishers
-from sidecar.publish.logstash import decision, line, numbers
+from sidecar.publish.ecs import decision, line, numbers
 from sidecar.publish.options import LogstashOptions, PublishOptions
 from sidecar.store.decisions import Decisions, Record
 from tests.core.lab import refused
@@ -83,7 +83,11 @@ def test_numbers_are_one_document_for_each_service_and_instance() -> None:
     scene.answer(2, refused())
     scene.run(3.0)
 
-    found = {(d["service"]["name"], d.get("lbsidecar", {}).get("instance", "")): d for d in numbers(scene.samples(), "lb-1", WHEN)}
+    found = {
+        (d["service"]["name"], d.get("lbsidecar", {}).get("instance", "")): d
+        for d in numbers(scene.samples(), "lb-1", WHEN)
+        if d is not None
+    }
 
     assert set(found) == {("shop", ""), ("shop", "10.0.0.1:80"), ("shop", "10.0.0.2:80"), ("shop", "10.0.0.3:80")}
     assert found["shop", "10.0.0.2:80"]["lbsidecar"]["judgement"] == "ejected"

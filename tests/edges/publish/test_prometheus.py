@@ -94,7 +94,7 @@ def test_a_long_label_is_cut() -> None:
     assert len(render([Sample("lbsidecar_x", "gauge", 1.0, (("service", "é" * 100_000),), "", "X.")])) < 1000
 
 
-@pytest.mark.parametrize("form", list(Format))
+@pytest.mark.parametrize("form", [Format.TEXT, Format.OPENMETRICS])
 def test_a_real_world_renders_in_every_form(form: Format) -> None:
     scene = Scene(3)
     scene.run(30.0)
@@ -129,4 +129,4 @@ async def test_in_pieces_the_page_is_the_same_and_the_loop_turns_meanwhile(form:
     counting.cancel()
 
     assert page == render(samples(scene.world, scene.world.policy, scene.latencies, scene.now, own), form)
-    assert turns >= 2 * page.count(b"\n") // 150
+    assert turns >= 2 * len(samples(scene.world, scene.world.policy, scene.latencies, scene.now, own)) // 150

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from lbplugins.values import Address
-from sidecar.publish.sink import Sink
+from sidecar.publish.stream import Stream
 from tests.edges.publish.receiver import Receiver, bound, running, until
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -42,7 +42,7 @@ async def listening(receiver: Receiver) -> AsyncIterator[Receiver]:
         await receiver.stop()
 
 
-def whole(sink: Sink) -> int:
+def whole(sink: Stream) -> int:
     count = sink.count()
     return count.sent + count.dropped + count.waiting
 
@@ -50,7 +50,7 @@ def whole(sink: Sink) -> int:
 @on_both_loops
 async def test_lines_arrive_in_order_and_are_counted() -> None:
     async with listening(Receiver()) as receiver:
-        sink = Sink("graphite", receiver.address)
+        sink = Stream("graphite", receiver.address)
         async with running(sink.run):
             sink.offer(numbered(3000))
             await until(lambda: len(receiver.lines) == 3000)
@@ -65,7 +65,7 @@ async def test_lines_arrive_in_order_and_are_counted() -> None:
 @on_both_loops
 async def test_what_was_offered_before_the_receiver_existed_is_sent_when_it_comes() -> None:
     place = bound()
-    sink = Sink("graphite", Address(*place.getsockname()), longest_wait_s=0.2)
+    sink = Stream("graphite", Address(*place.getsockname()), longest_wait_s=0.2)
     sink.offer(numbered(5))
     async with running(sink.run):
         await asyncio.sleep(0.1)
@@ -83,7 +83,7 @@ async def test_what_was_offered_before_the_receiver_existed_is_sent_when_it_come
 @on_both_loops
 async def test_a_full_queue_drops_its_oldest_and_counts_them() -> None:
     place = bound()
-    sink = Sink("graphite", Address(*place.getsockname()), max_waiting=1000)
+    sink = Stream("graphite", Address(*place.getsockname()), max_waiting=1000)
 
     sink.offer(numbered(1500))
 
@@ -95,7 +95,7 @@ async def test_a_full_queue_drops_its_oldest_and_counts_them() -> None:
 
 @on_both_loops
 async def test_a_queue_of_few_long_lines_is_bounded_in_bytes_too() -> None:
-    sink = Sink("logstash", Address("127.0.0.1", 1))
+    sink = Stream("logstash", Address("127.0.0.1", 1))
 
     sink.offer([b"x" * 1_000_000 + b"\n"] * 100)
     sink.offer([b"x" * 2_000_000 + b"\n"])
@@ -107,7 +107,7 @@ async def test_a_queue_of_few_long_lines_is_bounded_in_bytes_too() -> None:
 @on_both_loops
 async def test_a_killed_receiver_that_comes_back_gets_what_came_since() -> None:
     receiver = await Receiver().start()
-    sink = Sink("graphite", receiver.address, longest_wait_s=0.2)
+    sink = Stream("graphite", receiver.address, longest_wait_s=0.2)
     async with running(sink.run):
         sink.offer(numbered(10))
         await until(lambda: len(receiver.lines) == 10)
@@ -127,7 +127,7 @@ async def test_a_killed_receiver_that_comes_back_gets_what_came_since() -> None:
 @on_both_loops
 async def test_a_receiver_that_never_reads_costs_lines_and_nothing_else() -> None:
     receiver = await Receiver(read=False, rcvbuf=4096).start()
-    sink = Sink("logstash", receiver.address, max_waiting=100, longest_wait_s=0.2)
+    sink = Stream("logstash", receiver.address, max_waiting=100, longest_wait_s=0.2)
     produced = 0
     async with running(sink.run):
         async with asyncio.timeout(60):
@@ -144,7 +144,7 @@ async def test_a_receiver_that_never_reads_costs_lines_and_nothing_else() -> Non
 @on_both_loops
 async def test_a_receiver_that_hangs_up_again_and_again_is_not_stormed() -> None:
     rude = await Receiver(hang_up_after=0).start()
-    sink = Sink("graphite", rude.address)
+    sink = Stream("graphite", rude.address)
     produced = 0
     async with running(sink.run):
         for _ in range(60):
@@ -160,7 +160,7 @@ async def test_a_receiver_that_hangs_up_again_and_again_is_not_stormed() -> None
 @on_both_loops
 async def test_whatever_a_receiver_says_is_thrown_away() -> None:
     receiver = await Receiver(garbage=b"\x00\xff<html>" * 100_000).start()
-    sink = Sink("graphite", receiver.address)
+    sink = Stream("graphite", receiver.address)
     async with running(sink.run):
         sink.offer(numbered(10))
         await until(lambda: len(receiver.lines) == 10)
@@ -172,7 +172,7 @@ async def test_whatever_a_receiver_says_is_thrown_away() -> None:
 @on_both_loops
 async def test_what_waits_is_sent_before_the_end() -> None:
     async with listening(Receiver()) as receiver:
-        sink = Sink("logstash", receiver.address)
+        sink = Stream("logstash", receiver.address)
         async with running(sink.run) as task:
             await until(lambda: sink.count().connected)
             sink.offer(numbered(2000))
@@ -188,7 +188,7 @@ async def test_what_waits_is_sent_before_the_end() -> None:
 @on_both_loops
 async def test_the_end_does_not_wait_for_a_receiver_that_never_reads() -> None:
     receiver = await Receiver(read=False, rcvbuf=4096).start()
-    sink = Sink("logstash", receiver.address)
+    sink = Stream("logstash", receiver.address)
     async with running(sink.run) as task:
         await until(lambda: sink.count().connected)
         sink.offer(numbered(5000, size=1000))
@@ -205,7 +205,7 @@ async def test_the_end_does_not_wait_for_a_receiver_that_never_reads() -> None:
 @on_both_loops
 async def test_the_end_while_nothing_can_be_reached_comes_at_once() -> None:
     place = bound()
-    sink = Sink("graphite", Address(*place.getsockname()))
+    sink = Stream("graphite", Address(*place.getsockname()))
     sink.offer(numbered(3))
     async with running(sink.run) as task:
         await asyncio.sleep(0.1)
@@ -222,7 +222,7 @@ async def test_a_port_that_connects_to_itself_is_no_receiver() -> None:
     """Within the range of outgoing ports, a loop of connecting to a dead one meets itself sooner or later."""
     with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
         low = int(file.read().split()[0])
-    sink = Sink("graphite", Address("127.0.0.1", low + 1), longest_wait_s=0.05)
+    sink = Stream("graphite", Address("127.0.0.1", low + 1), longest_wait_s=0.05)
     sink.offer(numbered(1))
     async with running(sink.run):
         await asyncio.sleep(1.0)
@@ -231,19 +231,19 @@ async def test_a_port_that_connects_to_itself_is_no_receiver() -> None:
 
 
 async def test_a_name_that_does_not_exist_is_only_an_outage(caplog: pytest.LogCaptureFixture) -> None:
-    sink = Sink("graphite", Address("no-such-host.invalid", 2003))
+    sink = Stream("graphite", Address("no-such-host.invalid", 2003))
     with caplog.at_level(logging.WARNING, "sidecar.publish"):
         async with running(sink.run):
             await until(lambda: bool(caplog.records))
 
-    assert "publish.graphite.address" in caplog.text
+    assert "check publish.graphite" in caplog.text
     assert "no-such-host.invalid" in caplog.text
 
 
 async def test_an_outage_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
     place = bound()
     address = Address(*place.getsockname())
-    sink = Sink("graphite", address, longest_wait_s=0.1)
+    sink = Stream("graphite", address, longest_wait_s=0.1)
     with caplog.at_level(logging.WARNING, "sidecar.publish"):
         async with running(sink.run):
             await asyncio.sleep(0.5)

@@ -1,30 +1,22 @@
-"""Decisions as they come and aggregated numbers once an interval, as JSON lines in ECS's shape for a Logstash `tcp` input.
+"""Decisions and aggregated numbers as JSON documents in the Elastic Common Schema's shape.
 
 Fields that ECS defines are objects as it wants them; all else is under `lbsidecar`. One document, one line, one newline at its end.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import json
 import math
-import socket
-import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 from lbplugins.values import Address
-from sidecar.core.samples import Distribution, Sample, SinkCount
-from sidecar.publish.breath import breathing
-from sidecar.publish.options import LogstashOptions
-from sidecar.publish.sink import Sink
-from sidecar.store.decisions import Decisions, Record, stamp
+from sidecar.core.samples import Distribution, Sample
+from sidecar.store.decisions import Record, stamp
 
 ECS_VERSION = "8.11.0"
-LISTEN_AHEAD = 10_000
-"""Records that may come between two turns of our loop."""
 _WARNINGS = frozenset({"ejected", "pool_event", "held", "balancer", "drift", "self", "refused", "discovery"})
 _CHANGES = frozenset({"ejected", "returned", "operator", "adopted", "config"})
 _NUMBERS = {
@@ -36,64 +28,8 @@ _NUMBERS = {
 }
 
 Json = dict[str, Any]
-Documents = dict[tuple[str, str], Json]
-"""By (service, address); address "" = the service itself."""
-
-
-class Logstash:
-    """The Logstash publisher. `run` is its task."""
-
-    name = "logstash"
-
-    def __init__(
-        self,
-        options: LogstashOptions,
-        samples: Callable[[], Iterable[Sample]],
-        decisions: Decisions,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        """`samples` is asked once an interval, on the loop of `run`, and taken in pieces. `wall` gives seconds since 1970."""
-        self._options = options
-        self._samples = samples
-        self._decisions = decisions
-        self._wall = wall
-        self._told = decisions.last_id
-        self._host = socket.gethostname()
-        self._sink = Sink(self.name, options.address)
-
-    def count(self) -> SinkCount:
-        return self._sink.count()
-
-    async def run(self) -> None:
-        """Send until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._sink.run())
-            tasks.create_task(self._tell_decisions())
-            tasks.create_task(self._tell_numbers())
-
-    async def _tell_decisions(self) -> None:
-        """Every record since we were made; it ends with the decision log."""
-        while True:
-            subscription = self._decisions.subscribe(LISTEN_AHEAD, after=self._told)
-            try:
-                async for record in subscription:
-                    self._told = record.id
-                    self._sink.offer((line(decision(record, self._host)),))
-            finally:
-                subscription.close()
-            if not subscription.too_slow:
-                return
-
-    async def _tell_numbers(self) -> None:
-        interval = self._options.interval
-        while True:
-            await asyncio.sleep(interval - self._wall() % interval)
-            when = datetime.fromtimestamp(self._wall(), UTC)
-            documents: Documents = {}
-            async for sample in breathing(self._samples()):
-                add_number(documents, sample, self._host, when)
-            async for document in breathing(documents.values(), every=8):
-                self._sink.offer((line(document),))
+WEIGHT = 7
+"""How many samples' work a document is to write."""
 
 
 def decision(record: Record, host: str) -> Json:
@@ -113,15 +49,18 @@ def decision(record: Record, host: str) -> Json:
     return document
 
 
-def numbers(samples: Iterable[Sample], host: str, when: datetime) -> list[Json]:
-    """One document for each service and one for each instance, with its latencies, counts and judgement."""
-    documents: Documents = {}
+def numbers(samples: Iterable[Sample], host: str, when: datetime) -> Iterator[Json | None]:
+    """One document for each service and one for each instance; between them Nones, so that all of it may be taken in pieces."""
+    documents: dict[tuple[str, str], Json] = {}
     for sample in samples:
-        add_number(documents, sample, host, when)
-    return list(documents.values())
+        _add_number(documents, sample, host, when)
+        yield None
+    for document in documents.values():
+        yield document
+        yield from (None,) * WEIGHT
 
 
-def add_number(documents: Documents, sample: Sample, host: str, when: datetime) -> None:
+def _add_number(documents: dict[tuple[str, str], Json], sample: Sample, host: str, when: datetime) -> None:
     """Put one sample where it belongs; most belong nowhere."""
     labels = dict(sample.labels)
     key = labels.get("service", ""), labels.get("address", "")
@@ -187,4 +126,4 @@ def _place(sample: Sample, labels: dict[str, str]) -> tuple[str, ...] | None:
     return None
 
 
-__all__ = ["Logstash", "decision", "line", "numbers"]
+__all__ = ["Json", "decision", "line", "numbers"]
