@@ -172,8 +172,10 @@ class HAProxy(Balancer):
             if look is None:
                 continue
             orders = [(change, order) for change in changes for order in _orders(look, change)]
-            for change in dict.fromkeys(change for change, _ in orders if change.on is OURS):
-                process.will(look.readings[change.ref], change)
+            for change in changes:
+                # Without an order as well: our agent has its word already.
+                if change.on is OURS and change.ref in look.readings:
+                    process.will(look.readings[change.ref], change)
             if orders:
                 jobs.append(process.tell(look, [(change.ref, order) for change, order in orders]))
         if not jobs:

@@ -9,7 +9,7 @@ from lbplugins.haproxy import axis, wire
 from lbplugins.haproxy.axis import Around, Order, Past, Reading
 from lbplugins.haproxy.table import Server, Table, algorithms, join, parse_process, parse_states, parse_stats
 from lbplugins.haproxy.wire import Verb
-from lbplugins.values import Change, Ref
+from lbplugins.values import Change, Ref, Setting
 
 MANY_POOLS = 60
 """From here on one question for all pools is cheaper than one per pool."""
@@ -44,13 +44,14 @@ class Told:
 
 
 class Process:
-    """Owner of the memory of one process: what we set there, and which pools refused weights."""
+    """Owner of the memory of one process: what we set there, where nothing of ours was left, and which pools refused weights."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         self.path = path
         self.timeout_s = timeout_s
         self.generation = ""
         self._memory: dict[Ref, Past] = {}
+        self._clean: set[Ref] = set()
         self._static: set[str] = set()
 
     async def reach(self) -> None:
@@ -81,6 +82,8 @@ class Process:
                 remarks=remarks,
             )
             readings[ref] = axis.read(server, self._past(server, notes), around)
+            if ref not in self._memory and readings[ref].seen.ours == Setting():
+                self._clean.add(ref)
         return Look(table.generation, table.level, readings)
 
     async def tell(self, look: Look, orders: Sequence[tuple[Ref, Order]]) -> Told:
@@ -114,7 +117,8 @@ class Process:
     def _past(self, server: Server, notes: Mapping[Ref, str]) -> Past | None:
         past = self._memory.get(server.ref)
         if past is None:
-            return axis.parse_note(notes.get(server.ref, ""))
+            # A note that is younger than a clean look, of an act that this life has not written, tells of nothing done: it was refused.
+            return None if server.ref in self._clean else axis.parse_note(notes.get(server.ref, ""))
         if past.confirmed and server.check & axis.ENABLED:
             # Someone switched the check on again after us; a later switching off is not ours.
             past = self._memory[server.ref] = replace(past, check_off=False, confirmed=False)

@@ -353,6 +353,35 @@ async def test_a_weight_that_he_sets_between_our_look_and_our_write_is_put_back(
         tap.close()
 
 
+@pytest.mark.parametrize("pool", ["b", "d", "e"])
+async def test_a_weight_that_he_lowers_before_our_first_act_is_his_whatever_the_journal_says_that_we_meant(clean: Fleet, pool: str) -> None:
+    box, ref = clean.box, Ref(pool, "x")
+    async with sidecar(box.socket) as ours:
+        change = await ours.change(ref, OUT)  # its note is in the journal from now on
+        box.say(f"set server {ref} weight 69")
+
+        assert "weight: 100 -> 69" in (await ours.plugin.apply([change]))[0].reason
+        seen = await ours.look(ref)
+        assert (seen.weight, seen.ours) == (69, BACK)
+        await ours.make(ref, OUT)
+        await ours.make(ref, BACK)
+        assert box.weight(ref) == 69
+
+
+async def test_a_check_that_he_switches_off_before_our_first_act_is_his_whatever_the_journal_says_that_we_meant(clean: Fleet) -> None:
+    box, ref = clean.box, Ref("d", "x")
+    async with sidecar(box.socket) as ours:
+        await ours.change(ref, OUT)
+        box.say(f"disable health {ref}")
+        await eventually(lambda: box.state(ref)["srv_check_state"] == "2", "the check under way has ended")
+
+        seen = await ours.look(ref)
+        assert seen.ours == BACK and "not by us" in seen.remark
+        await ours.make(ref, OUT)
+        await ours.make(ref, BACK)
+        assert box.state(ref)["srv_check_state"] == "2"
+
+
 async def test_ready_is_not_said_over_a_disabled_server_of_the_configuration(version: str, origin: Origin) -> None:
     box = Box(version, f"backend e\n    server x 127.0.0.1:{origin.port} disabled")
     try:
