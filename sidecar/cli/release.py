@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import sys
@@ -26,6 +27,8 @@ from sidecar.store import clock, lease, lock, state_dir
 from sidecar.web import models
 
 WITHIN_S = 20.0
+ENDS_SOON_S = 30.0
+"""Longer than from one run of the timer, or of the compose companion, to the next."""
 
 
 async def release(argument: Path | None, *, everything: bool, expired: bool) -> int:
@@ -48,12 +51,8 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
         return 2
     except state_dir.StateDirError as error:
         return _say(str(error), 1)
-    if expired:
-        promised = lease.LeaseFile(folder, clock.boot_id()).read()
-        if not promised.expired(clock.boottime(), clock.boot_id()):
-            left = f"{promised.until - clock.boottime():.0f} s"
-            who = f"the lease of the sidecar (process {promised.pid})"
-            return _say(f"{who} still covers what is out, for {left}; `release --all` does not wait for its end", 0)
+    if expired and (covered := await _covered(folder)):
+        return _say(covered, 0)
     held = lock.acquire(folder / "lock")
     if isinstance(held, lock.Busy) and everything:
         return await _ask_daemon(config, held.by)
@@ -66,6 +65,19 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
     finally:
         if isinstance(held, lock.Held):
             held.release()
+
+
+async def _covered(folder: Path) -> str:
+    """Why what is out is not to be given back yet; "" = it is. The end of a lease that ends soon is waited for."""
+    file, boot_id = lease.LeaseFile(folder, clock.boot_id()), clock.boot_id()
+    promised = file.read()
+    if not promised.expired(clock.boottime(), boot_id) and promised.until - clock.boottime() < ENDS_SOON_S:
+        await asyncio.sleep(promised.until - clock.boottime())
+        promised = file.read()
+    if promised.expired(now := clock.boottime(), boot_id):
+        return ""
+    who = f"the lease of the sidecar (process {promised.pid})"
+    return f"{who} still covers what is out, for {promised.until - now:.0f} s; `release --all` does not wait for its end"
 
 
 async def _ask_daemon(config: Config, who: str) -> int:

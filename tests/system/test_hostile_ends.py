@@ -135,6 +135,22 @@ def test_once_the_lease_is_over_what_a_dead_sidecar_has_out_is_given_back(shape:
         box.out_and_back(0)
 
 
+def test_the_end_of_a_lease_that_ends_soon_is_waited_for() -> None:
+    with lab("haproxy-2.8-none") as box:
+        sidecar = with_one_out(box)
+        sidecar.end(signal.SIGKILL)
+        path = sidecar.state / "lease"
+        lease = json.loads(path.read_text())
+        end = time.clock_gettime(time.CLOCK_BOOTTIME) + 4.0
+        path.write_text(json.dumps({**lease, "until": end}))
+
+        code, said = command("release", "--expired", str(sidecar.config))
+
+        assert time.clock_gettime(time.CLOCK_BOOTTIME) > end
+        assert (code, "is given back" in said) == (0, True), said
+        assert is_given_back(box)
+
+
 def test_a_living_sidecar_whose_lease_could_not_be_renewed_keeps_what_it_has_out() -> None:
     with lab("haproxy-2.8-none") as box:
         sidecar = with_one_out(box)
