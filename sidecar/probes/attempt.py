@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lbplugins.values import Address
 from sidecar.core.model import Outcome, Phases, Reason, Result, Target
@@ -47,10 +48,18 @@ class Failed(Exception):
         self.result = result
 
 
+class Verdict(NamedTuple):
+    """What one whole answer means. `failed` None = good; `keep_s`: idle seconds after which the server has announced to close."""
+
+    failed: Failed | None
+    may_keep: bool
+    keep_s: float | None
+
+
 class Question:
     """A probe spec made ready to be asked many times."""
 
-    __slots__ = ("context", "expectation", "requests", "spec")
+    __slots__ = ("context", "expectation", "known", "requests", "spec")
 
     def __init__(self, spec: ProbeSpec) -> None:
         """Reads the TLS files now; ValueError names the one that is no good."""
@@ -58,6 +67,8 @@ class Question:
         self.expectation = Expectation(spec.expect)
         self.requests: dict[Address, bytes] = {}
         """Requests as sent, by address; the HTTP probe fills it, at most `MAX_REQUESTS`."""
+        self.known: dict[bytes, Verdict] = {}
+        """Whole answers seen lately and what they mean: the same bytes mean the same. `lines` fills it, a few small ones."""
         options = spec.tls_options
         alpn = {Kind.GRPC: ("h2",), Kind.HTTPS: ("http/1.1",)}.get(spec.kind, ())
         try:
@@ -176,7 +187,7 @@ async def conclude(attempt: Attempt, ask: Probe) -> Outcome:
         await ask(attempt)
         return attempt.outcome(Result.OK)
     except DeadlinePassed:
-        failed = Failed(Reason.TIMEOUT, _timeout_detail(attempt), by_lateness=True)
+        failed = timed_out(attempt.phase, attempt.timeout_s)
     except (LookupFailed, NeverAsked) as error:
         failed = Failed(Reason.NAME_LOOKUP, str(error), result=Result.UNKNOWN)
     except Failed as error:
@@ -184,12 +195,10 @@ async def conclude(attempt: Attempt, ask: Probe) -> Outcome:
     except ssl.SSLError as error:
         failed = _tls_failure(attempt, error)
     except OSError as error:
-        failed = _network_failure(attempt, error)
+        failed = network_failure(attempt.phase, error)
     finally:
         attempt.drop()
-    own = _own_lag(attempt) if failed.by_lateness else 0.0
-    if own:
-        return attempt.outcome(Result.UNKNOWN, Reason.OWN_LAG, f"our own loop was {own:.3f} s late: {failed.detail}")
+    failed = unless_late(failed, attempt.lag, attempt.started, attempt.timeout_s)
     return attempt.outcome(failed.result, failed.reason, failed.detail)
 
 
@@ -204,16 +213,21 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= MAX_DETAIL else shown[: MAX_DETAIL - 3] + "..."
 
 
-def _own_lag(attempt: Attempt) -> float:
-    """Our own lateness within this attempt, seconds, if it is enough to spoil it; else 0."""
+def unless_late(failed: Failed, lag: LagMeter, started: float, timeout_s: float) -> Failed:
+    """The failure, or an unknown outcome in its place when our own lateness since `started` may have caused it."""
+    if not failed.by_lateness:
+        return failed
     end = now()
-    lag = max(attempt.lag.overlapping(attempt.started, end), end - attempt.deadline)
-    return lag if lag > max(LEAST_LAG_S, attempt.timeout_s * LAG_SHARE) else 0.0
+    late_s = max(lag.overlapping(started, end), end - (started + timeout_s))
+    if late_s <= max(LEAST_LAG_S, timeout_s * LAG_SHARE):
+        return failed
+    return Failed(Reason.OWN_LAG, f"our own loop was {late_s:.3f} s late: {failed.detail}", result=Result.UNKNOWN)
 
 
-def _timeout_detail(attempt: Attempt) -> str:
+def timed_out(phase: str, timeout_s: float) -> Failed:
+    """The failure of a probe whose deadline came in this phase."""
     waited = {"connect": "no connection", "tls": "TLS not agreed", "headers": "no complete answer head", "body": "the body did not end"}
-    return f"{waited.get(attempt.phase, attempt.phase)} within {attempt.timeout_s:.3f} s"
+    return Failed(Reason.TIMEOUT, f"{waited.get(phase, phase)} within {timeout_s:.3f} s", by_lateness=True)
 
 
 def _tls_failure(attempt: Attempt, error: ssl.SSLError) -> Failed:
@@ -229,16 +243,17 @@ def _tls_failure(attempt: Attempt, error: ssl.SSLError) -> Failed:
     return Failed(Reason.TLS, f"TLS failed ({attempt.phase}): {said}", by_lateness=is_closed)
 
 
-def _network_failure(attempt: Attempt, error: OSError) -> Failed:
+def network_failure(phase: str, error: OSError) -> Failed:
+    """What the kernel said in this phase, as a reason: about the instance, or unknown when it is about us."""
     number = error.errno or 0
-    said = f"{errno.errorcode.get(number, 'error')} during {attempt.phase}"
+    said = f"{errno.errorcode.get(number, 'error')} during {phase}"
     if number in _NO_DESCRIPTORS:
         return Failed(Reason.NO_DESCRIPTORS, f"{said}: {error.strerror}; raise LimitNOFILE", result=Result.UNKNOWN)
     reason = _FAILURES.get(number)
     if reason is Reason.REFUSED:
         return Failed(reason, "nothing listens on the port")
     if reason is Reason.RESET:
-        return Failed(reason, f"reset by the server: {attempt.phase}", by_lateness=attempt.phase != "connect")
+        return Failed(reason, f"reset by the server: {phase}", by_lateness=phase != "connect")
     if reason is not None:
         return Failed(reason, said, by_lateness=reason is Reason.TIMEOUT)
     # What is left is about our side: no route, no source address, our own firewall.

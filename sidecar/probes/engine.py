@@ -1,41 +1,53 @@
-"""The probe engine: asks each target when the core wants it, never twice at once, and hands back facts in batches."""
+"""The probe engine: asks each target when the core wants it, never twice at once, and hands back facts in batches.
+
+Plain http and tcp go over `lines`; what needs a name lookup, TLS or a program is a task of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from sidecar.core.histogram import Histogram
 from sidecar.core.model import Ask, Fact, Nudged, Outcome, Probed, Reason, Result, Target
 from sidecar.net.dial import Resolver, Wire
 from sidecar.net.lag import LagMeter
 from sidecar.probes.attempt import Attempt, Question, conclude, now, one_line
 from sidecar.probes.kinds import PROBES
+from sidecar.probes.lines import ANNOUNCED_SHARE, Line, Lines
 from sidecar.probes.options import Kind, ProbeSpec
+from sidecar.probes.wheel import PER_S, Tick, Wheel
 
 FRESH_EVERY = 20
 """One probe in so many of a kept target opens a new connection, so that `accept` is tested too."""
 SLACK_S = 0.0005
 """What is due within this is started together: one wake-up instead of many."""
-ANNOUNCED_SHARE = 0.8
-"""From this share of the idle time that a server has announced, its closing is no news and the connection is not used any more."""
+SUB_BATCH = 8
+"""Starts between two looks at what has arrived."""
+
+_FAR = sys.maxsize
 
 
-class _State:
-    """What the engine holds of one target: the next asking, the one under way, the kept connection."""
+class _State(Line):
+    """What the engine holds of one target beside its line: the next asking, and the task and wire of the kinds that need them."""
 
-    __slots__ = ("announced_at", "asked", "due", "entry", "kept", "question", "target", "task")
+    __slots__ = ("asked", "due", "is_asking", "slot", "task", "was_brief", "wire")
 
     def __init__(self, target: Target, question: Question) -> None:
-        self.target = target
-        self.question = question
+        super().__init__(target, question)
         self.due: Ask | None = None
-        self.entry = 0  # which heap entry is valid
+        self.slot: int | None = None  # where it stands on the wheel
+        self.is_asking = False
         self.task: asyncio.Task[Outcome] | None = None
-        self.kept: Wire | None = None
-        self.announced_at = float("inf")  # from when on the server may close the kept one, by its own announcement
+        self.wire: Wire | None = None
         self.asked = 0
+        self.was_brief = False  # its last idle connection ended after a single answer
+
+    @property
+    def idle_fd(self) -> int:
+        """The descriptor of its idle connection, -1 = there is none."""
+        return self.wire._fd if self.wire is not None else self.fd
 
 
 class _Budget:
@@ -49,14 +61,19 @@ class _Budget:
         self._tokens = self._most
         self._at = at
 
-    def take(self, at: float) -> float:
-        """0 = taken; else the seconds until there is one."""
+    def left(self, at: float) -> int:
+        """Starts that are free now."""
         self._tokens = min(self._most, self._tokens + (at - self._at) * self._rate)
         self._at = at
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
-        return 0.0
+        return int(self._tokens)
+
+    def spend(self, starts: int) -> None:
+        self._tokens -= starts
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until one is free."""
+        return max(0.0, (1 - self._tokens) / self._rate)
 
 
 class Engine:
@@ -70,11 +87,11 @@ class Engine:
         *,
         deliver: Callable[[Sequence[Fact]], None],
         lag: LagMeter,
-        budget_per_s: float = 20000,
-        max_in_flight: int = 1024,
+        budget_per_s: float = 50_000,
+        max_in_flight: int = 4096,
         allow_commands: bool = False,
     ) -> None:
-        """`deliver` is called on this loop with all facts of one turn. `lag` must measure this loop. Needs a running loop."""
+        """`deliver` is called on this loop with all facts of one wake-up. `lag` must measure this loop. Needs a running loop."""
         self._loop = asyncio.get_running_loop()
         self._deliver = deliver
         self._lag = lag
@@ -84,14 +101,19 @@ class Engine:
         self._resolver = Resolver()
         self._questions: dict[str, Question] = {}
         self._states: dict[Target, _State] = {}
-        self._heap: list[tuple[float, int, _State]] = []
-        self._entries = count(1)
+        self._lines: Lines[_State] = Lines(lag=lag, ended=self._ended, idle_ended=self._kept_ended)
+        self._loop.add_reader(self._lines.fileno(), self._take)
+        self._wheel: Wheel[_State] = Wheel()
+        self._tick = Tick(now())
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+        self._timer_slot = _FAR
         self._running: set[asyncio.Task[Outcome]] = set()
+        self._busy = 0
         self._outbox: list[Probed | Nudged] = []
         self._is_flushing = False
         self._is_closed = False
+        self.lateness = Histogram()
+        """How late probes started, seconds: for each wake-up the one that had waited longest."""
 
     def specs(self, specs: Mapping[str, ProbeSpec]) -> None:
         """Replace all known specs by these, named by their keys. Targets of the others are forgotten. ValueError changes nothing."""
@@ -116,22 +138,30 @@ class Engine:
         if state is None:
             question = self._questions.get(ask.target.spec)
             if question is None:
-                self._send(Probed(self._unasked(ask.target, f"no such probe: {ask.target.spec}")))
+                self._send(Probed(_unasked(ask.target, f"no such probe: {ask.target.spec}")))
                 return
             state = self._states[ask.target] = _State(ask.target, question)
         state.due = ask
-        if state.task is None:
+        if not state.is_asking:
             self._schedule(state, ask)
+
+    def ask_all(self, asks: Iterable[Ask]) -> None:
+        """`ask` for each of these."""
+        for each in asks:
+            self.ask(each)
 
     def forget(self, target: Target) -> None:
         """Ask it no more and drop its connection; nothing about it is delivered from now on, not even what is in flight."""
         state = self._states.pop(target, None)
         if state is None:
             return
-        state.due, state.entry = None, 0
-        self._close_kept(state)
+        self._unschedule(state)
+        state.due = None
         if state.task is not None:
             state.task.cancel()
+        elif state.is_asking:
+            self._busy -= 1
+        self._close_kept(state)
         self._outbox = [fact for fact in self._outbox if _target_of(fact) != target]
 
     def targets(self) -> frozenset[Target]:
@@ -141,16 +171,18 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Probes under way."""
-        return len(self._running)
+        return self._busy
 
     async def aclose(self) -> None:
         """Cancel what is under way, close every connection, deliver nothing more. Safe twice."""
-        self._is_closed = True
-        for target in list(self._states):
-            self.forget(target)
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.remove_reader(self._lines.fileno())
+            for target in list(self._states):
+                self.forget(target)
+            self._lines.close()
         if self._timer is not None:
             self._timer.cancel()
-        self._heap.clear()
         self._outbox.clear()
         if self._running:
             await asyncio.wait(self._running)
@@ -158,91 +190,118 @@ class Engine:
     # ---- when ----
 
     def _schedule(self, state: _State, ask: Ask) -> None:
-        state.entry = next(self._entries)
-        heapq.heappush(self._heap, (ask.at, state.entry, state))
-        if len(self._heap) > 2 * len(self._states) + 64:
-            self._compact()
-        if ask.at < self._timer_at and len(self._running) < self._max_in_flight:
-            self._arm(ask.at)
+        self._unschedule(state)
+        state.slot = slot = self._tick.slot(ask.at, now())
+        self._wheel.put(state, slot)
+        if slot < self._timer_slot and self._busy < self._max_in_flight:
+            self._arm(slot)
 
-    def _compact(self) -> None:
-        """Drop the entries that later asks have replaced."""
-        self._heap = [entry for entry in self._heap if entry[2].entry == entry[1]]
-        heapq.heapify(self._heap)
+    def _unschedule(self, state: _State) -> None:
+        if state.slot is not None:
+            self._wheel.drop(state, state.slot)
+            state.slot = None
 
-    def _arm(self, at: float) -> None:
+    def _arm(self, slot: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = at
-        self._timer = self._loop.call_at(at, self._start_due)
+        self._timer_slot = slot
+        self._timer = self._loop.call_at(slot / PER_S, self._wake)
+
+    def _wake(self) -> None:
+        """Take what has arrived, end what is overdue, start what is due; then sleep until the next."""
+        self._timer, self._timer_slot = None, _FAR
+        self._lines.drain()
+        self._lines.expire(int(now() * PER_S))
+        self._start_due()
+        self._flush()
+        self._sleep()
+
+    def _sleep(self) -> None:
+        """Until the next that is due, or overdue."""
+        if self._is_closed:
+            return
+        slot = self._lines.next_deadline() or _FAR
+        if self._busy < self._max_in_flight and (due := self._wheel.first()) is not None:
+            slot = min(slot, max(due, int((now() + self._budget.wait_s) * PER_S)))
+        if slot < self._timer_slot:
+            self._arm(slot)
 
     def _start_due(self) -> None:
-        """Start all that is due, as far as the budget goes, earliest first; then sleep until the next."""
-        self._timer, self._timer_at = None, float("inf")
+        """Start all that is due, as far as the budget goes, earliest first."""
         woken = now()
-        while self._heap and len(self._running) < self._max_in_flight:
-            at, entry, state = self._heap[0]
-            if state.entry != entry:
-                heapq.heappop(self._heap)
-                continue
-            if at > woken + SLACK_S:
-                self._arm(at)
-                return
-            if wait_s := self._budget.take(woken):
-                self._arm(woken + wait_s)
-                return
-            heapq.heappop(self._heap)
+        until = int((woken + SLACK_S) * PER_S)
+        first = self._wheel.first()
+        if first is None or first > until:
+            return
+        self.lateness.add(max(0.0, woken - first / PER_S))
+        free = min(self._budget.left(woken), self._max_in_flight - self._busy)
+        started = 0
+        while started < free and (state := self._wheel.pop(until)) is not None:
+            state.slot = None
             self._start(state)
+            started += 1
+            if started % SUB_BATCH == 0:
+                self._lines.drain()  # or the first to answer would seem as slow as our sending is
+        self._budget.spend(started)
+        self._tick.count(started, woken)
 
     # ---- one probe ----
 
     def _start(self, state: _State) -> None:
-        ask = state.due
+        ask, state.due = state.due, None
         assert ask is not None
-        state.due, state.entry = None, 0
-        kept = self._take_kept(state, ask)
-        attempt = Attempt(state.target, state.question, ask.timeout_s, self._lag, self._resolver, kept)
-        # Cancelled before its first step a task would never get to close the connection it was given: `_ended` does.
+        state.asked += 1
+        state.is_asking = True
+        self._busy += 1
+        fresh = ask.fresh or state.asked % FRESH_EVERY == 0
+        if state.place is not None:
+            self._lines.start(state, ask.timeout_s, fresh=fresh)
+        else:
+            self._start_task(state, ask.timeout_s, fresh=fresh)
+
+    def _ended(self, state: _State, outcome: Outcome) -> None:
+        self._busy -= 1
+        state.is_asking = False
+        self._outbox.append(Probed(outcome))
+        if state.due is not None:
+            self._schedule(state, state.due)
+
+    def _start_task(self, state: _State, timeout_s: float, *, fresh: bool) -> None:
+        if fresh or now() >= state.announced_at:
+            self._close_kept(state)
+        kept, state.wire = state.wire, None
+        attempt = Attempt(state.target, state.question, timeout_s, self._lag, self._resolver, kept)
+        # Cancelled before its first step a task would never get to close the connection it was given: `_task_ended` does.
         task = self._loop.create_task(conclude(attempt, PROBES[state.question.spec.kind]))
         state.task = task
-        state.asked += 1
         self._running.add(task)
-        task.add_done_callback(lambda done: self._ended(state, attempt, done))
+        task.add_done_callback(lambda done: self._task_ended(state, attempt, done))
 
-    def _take_kept(self, state: _State, ask: Ask) -> Wire | None:
-        is_turn = state.asked % FRESH_EVERY == FRESH_EVERY - 1
-        if ask.fresh or is_turn or now() >= state.announced_at:
-            self._close_kept(state)
-        kept, state.kept = state.kept, None
-        return kept
-
-    def _ended(self, state: _State, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
+    def _task_ended(self, state: _State, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
         self._running.discard(task)
         state.task = None
         attempt.drop()
         if self._states.get(state.target) is state:
             self._keep(state, attempt)
-            self._send(Probed(self._outcome(state.target, task)))
-            if state.due is not None:
-                self._schedule(state, state.due)
-        elif attempt.keep is not None:
-            attempt.keep.close()
-        if self._timer is None and self._heap and not self._is_closed:
-            self._arm(max(self._heap[0][0], now()))
+            outcome = self._outcome(state.target, task)
+            state.fresh = outcome.fresh
+            self._ended(state, outcome)
+            self._flush_soon()
+        else:
+            self._busy -= 1
+            if attempt.keep is not None:
+                attempt.keep.close()
+        self._sleep()
 
     def _outcome(self, target: Target, task: asyncio.Task[Outcome]) -> Outcome:
         if task.cancelled():
-            return self._unasked(target, "the probe was cancelled")
+            return _unasked(target, "the probe was cancelled")
         error = task.exception()
         if error is None:
             return task.result()
         # A bug of ours: told to the loop's handler, never counted against the instance, and the asking goes on.
         self._loop.call_exception_handler({"message": f"probe of {target} broke", "exception": error, "task": task})
-        return self._unasked(target, one_line(f"our own error: {error!r}"))
-
-    def _unasked(self, target: Target, why: str) -> Outcome:
-        at = now()
-        return Outcome(target, Result.UNKNOWN, at, at, Reason.CANCELLED, one_line(why))
+        return _unasked(target, one_line(f"our own error: {error!r}"))
 
     # ---- kept connections ----
 
@@ -250,29 +309,43 @@ class Engine:
         wire = attempt.keep
         if wire is None:
             return
-        state.kept = wire
+        state.wire = wire
         idle_s = float("inf") if attempt.keep_s is None else attempt.keep_s * ANNOUNCED_SHARE
         state.announced_at = now() + idle_s
         wire.rest(lambda how, unasked: self._kept_ended(state, how, unasked))
 
     def _kept_ended(self, state: _State, how: str, unasked: bytes) -> None:
+        """News, unless the server said before that it would, or has the habit: the one before ended after a single answer too."""
         self._close_kept(state)
         at = now()
+        is_brief = state.fresh and not unasked
+        has_habit = is_brief and state.was_brief
+        state.was_brief = is_brief
         is_idle_timeout = unasked.startswith((b"HTTP/1.1 408", b"HTTP/1.0 408"))
-        if at < state.announced_at and not is_idle_timeout:
+        if at < state.announced_at and not is_idle_timeout and not has_habit:
             self._send(Nudged(state.target, at, f"the idle connection was {how}" if not unasked else f"the idle connection {how}"))
 
     def _close_kept(self, state: _State) -> None:
-        if state.kept is not None:
-            state.kept.close()
-            state.kept = None
+        self._lines.drop(state)
+        if state.wire is not None:
+            state.wire.close()
+            state.wire = None
 
     # ---- facts ----
 
+    def _take(self) -> None:
+        """The lines have news."""
+        self._lines.drain()
+        self._flush()
+        if self._timer is None:
+            self._sleep()
+
     def _send(self, fact: Probed | Nudged) -> None:
-        if self._is_closed:
-            return
-        self._outbox.append(fact)
+        if not self._is_closed:
+            self._outbox.append(fact)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
@@ -280,8 +353,13 @@ class Engine:
     def _flush(self) -> None:
         self._is_flushing = False
         facts, self._outbox = self._outbox, []
-        if facts:
+        if facts and not self._is_closed:
             self._deliver(tuple(facts))
+
+
+def _unasked(target: Target, why: str) -> Outcome:
+    at = now()
+    return Outcome(target, Result.UNKNOWN, at, at, Reason.CANCELLED, one_line(why))
 
 
 def _target_of(fact: Probed | Nudged) -> Target:

@@ -9,7 +9,7 @@ import httptools
 from lbplugins.values import Address
 from sidecar.core.model import Reason
 from sidecar.net.dial import Wire
-from sidecar.probes.attempt import MAX_REQUESTS, Attempt, Failed, now
+from sidecar.probes.attempt import MAX_REQUESTS, Attempt, Failed, Question, Verdict, now
 from sidecar.probes.options import Kind, ProbeSpec
 
 MAX_HEAD = 64 * 1024
@@ -69,21 +69,28 @@ def render(spec: ProbeSpec, address: Address) -> bytes:
 
 
 async def _exchange(attempt: Attempt, wire: Wire, request: bytes) -> None:
-    spec = attempt.spec
-    answer = _Answer(is_head=spec.method == "HEAD", max_body=spec.max_body)
+    answer = Answer.to(attempt.spec)
     try:
         await _fetch(attempt, wire, request, answer)
     finally:
         answer.let_go()
-    problem = attempt.question.expectation.problem(answer.status, answer.headers, answer.body, answer.is_cut)
+    verdict = judge(answer, attempt.question)
+    if verdict.failed is not None:
+        raise verdict.failed
+    if verdict.may_keep and not wire.has_pending:
+        attempt.keep, attempt.keep_s = wire, verdict.keep_s
+
+
+def judge(answer: Answer, question: Question) -> Verdict:
+    """What a whole answer means for this question."""
+    problem = question.expectation.problem(answer.status, answer.headers, answer.body, answer.is_cut)
     if problem is not None:
         # 408: the server gave up waiting for our request, which we may have sent late.
-        raise Failed(problem.reason, problem.detail, by_lateness=answer.status == 408)
-    if answer.may_keep and not spec.fresh and not wire.has_pending:
-        attempt.keep, attempt.keep_s = wire, answer.announced_s()
+        return Verdict(Failed(problem.reason, problem.detail, by_lateness=answer.status == 408), may_keep=False, keep_s=None)
+    return Verdict(None, answer.may_keep and not question.spec.fresh, answer.announced_s())
 
 
-async def _fetch(attempt: Attempt, wire: Wire, request: bytes, answer: _Answer) -> None:
+async def _fetch(attempt: Attempt, wire: Wire, request: bytes, answer: Answer) -> None:
     attempt.phase = "headers"
     sent = now()
     broken: OSError | None = None
@@ -115,8 +122,13 @@ async def _fetch(attempt: Attempt, wire: Wire, request: bytes, answer: _Answer) 
             attempt.phase = "body"
 
 
-class _Answer:
+class Answer:
     """One response as it arrives, strictly read and within caps."""
+
+    @classmethod
+    def to(cls, spec: ProbeSpec) -> Answer:
+        """The answer to come to a request of this spec."""
+        return cls(is_head=spec.method == "HEAD", max_body=spec.max_body)
 
     def __init__(self, is_head: bool, max_body: int) -> None:
         self.status = 0

@@ -123,13 +123,13 @@ async def test_ask_in_flight_waits_for_the_end() -> None:
             assert engine.in_flight == 0
 
 
-async def test_many_replaced_asks_leave_a_small_heap() -> None:
+async def test_many_replaced_asks_leave_a_small_wheel() -> None:
     with zoo.Server(zoo.good) as server:
         async with running_engine(HEALTH) as (engine, _):
             for n in range(5000):
                 engine.ask(ask_now(target_of(server), in_s=FAR_S + n))
 
-            assert len(engine._heap) < 200
+            assert len(engine._wheel) < 200
 
 
 @pytest.mark.parametrize(("how", "word"), [(zoo.fin, "closed"), (zoo.reset, "reset")])
@@ -139,11 +139,11 @@ async def test_end_of_an_idle_connection_is_told_in_the_next_turn(how: zoo.Behav
         async with running_engine(HEALTH) as (engine, recorder):
             target = target_of(server)
             await ask_in_turn(engine, recorder, target, 2)
-            kept = engine._states[target].kept
-            assert kept is not None
+            kept = engine._states[target].idle_fd
+            assert kept >= 0
 
             behaviour.end_idle(how)
-            assert select.select([kept._fd], [], [], 30)[0]  # the news is in our kernel; now it is the engine's turn
+            assert select.select([kept], [], [], 30)[0]  # the news is in our kernel; now it is the engine's turn
             for _ in range(3):
                 await asyncio.sleep(0)
 
@@ -168,7 +168,7 @@ async def test_announced_end_is_no_news(headers: bytes) -> None:
 
 async def _closed_at_our_side(engine: Engine, target: Target) -> None:
     async with asyncio.timeout(30):
-        while engine._states[target].kept is not None:
+        while engine._states[target].idle_fd >= 0:
             await asyncio.sleep(0.005)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lbplugins.values import Address
 from sidecar.core.model import Reason, Result
 from sidecar.probes.attempt import Failed
-from sidecar.probes.http import MAX_HEAD, _Answer
+from sidecar.probes.http import MAX_HEAD, Answer
 from tests.edges import zoo
 from tests.edges.probes.lab import AMPLE_S, SHORT_S, ask, ask_zoo, spec
 
@@ -315,7 +315,7 @@ PIECES = [
     is_head=st.booleans(),
 )
 def test_whatever_arrives_is_read_or_failed(data: list[bytes], is_head: bool) -> None:
-    answer = _Answer(is_head=is_head, max_body=10)
+    answer = Answer(is_head=is_head, max_body=10)
     try:
         for piece in data:
             if not answer.is_done:

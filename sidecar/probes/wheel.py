@@ -1,0 +1,97 @@
+"""A timer wheel: what is due in which millisecond. Putting and dropping cost the same, however much it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
+
+PER_S = 1000
+"""Slots a second; slot `n` is due at `n / PER_S` monotonic seconds."""
+
+GRAINS = ((5000, 1), (2000, 2), (200, 10), (0, 1))
+"""From so many starts a second, ticks of so many slots. Below the last but one there is nothing to gain."""
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Wheel(Generic[T]):
+    """Things by slot. Its size follows what it holds: a thing that is dropped leaves nothing behind for long."""
+
+    __slots__ = ("_order", "_slots")
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[T, None]] = {}  # none of them empty
+        self._order: list[int] = []  # a heap of the slots, and of some that are gone
+
+    def __len__(self) -> int:
+        """How many slots it keeps in order."""
+        return len(self._order)
+
+    def put(self, thing: T, slot: int) -> None:
+        bucket = self._slots.get(slot)
+        if bucket is None:
+            self._slots[slot] = {thing: None}
+            heappush(self._order, slot)
+        else:
+            bucket[thing] = None
+
+    def drop(self, thing: T, slot: int) -> None:
+        """Take out what was put into this slot. Nothing happens if it is not there."""
+        bucket = self._slots.get(slot)
+        if bucket is None:
+            return
+        bucket.pop(thing, None)
+        if not bucket:
+            del self._slots[slot]
+            if len(self._order) > 2 * len(self._slots) + 64:
+                self._order = list(self._slots)
+                heapify(self._order)
+
+    def first(self) -> int | None:
+        """The earliest slot with something in it."""
+        order = self._order
+        while order:
+            if order[0] in self._slots:
+                return order[0]
+            heappop(order)
+        return None
+
+    def pop(self, until: int) -> T | None:
+        """One thing of the earliest slot, if that is due by `until`; within one slot the order is nobody's concern."""
+        slot = self.first()
+        if slot is None or slot > until:
+            return None
+        bucket = self._slots[slot]
+        thing, _ = bucket.popitem()
+        if not bucket:
+            del self._slots[slot]
+        return thing
+
+
+class Tick:
+    """How finely time is cut. A wake-up costs more than a probe, so the calm ones are gathered: the fewer there are, the more coarsely."""
+
+    def __init__(self, at: float) -> None:
+        self._grain = 1
+        self._since = at
+        self._starts = 0
+
+    def slot(self, at: float, now: float) -> int:
+        """The slot for what is due at `at`: now, the next millisecond, or the nearest tick within a twentieth of the wait."""
+        wait = at - now
+        if wait <= 0:
+            return int(at * PER_S)
+        grain = min(self._grain, int(wait * (PER_S / 20)))
+        if grain <= 1:
+            return int(at * PER_S) + 1
+        return int(at * PER_S / grain + 0.5) * grain
+
+    def count(self, starts: int, now: float) -> None:
+        """So many probes were started: from their rate follows the tick."""
+        self._starts += starts
+        passed = now - self._since
+        if passed >= 1:
+            rate = self._starts / passed
+            self._grain = next(grain for least, grain in GRAINS if rate >= least)
+            self._since, self._starts = now, 0
