@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,3 +136,56 @@ def test_what_was_built_is_tried_and_its_failure_counts(tmp_path: Path) -> None:
     assert "ran lb-sidecar:x lb-sidecar" in done.stdout
     assert "ran lb-sidecar:x sh" in done.stdout
     assert done.returncode == 1
+
+
+READ_ONLY = r"""
+set -eu
+[ "$1" != sh ] || ! touch /proof 2>/dev/null || { echo "the root is writable" >&2; exit 9; }
+export PATH="$VENV/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs "$@"
+"""
+NAMESPACE = r"""
+set -eu
+mount --make-rprivate /
+for folder in /var/lib /run; do
+    mount -t tmpfs -o mode=0755 tmpfs $folder
+    install -d -o 65532 -g 65532 -m 0750 $folder/lb-sidecar
+    mount -t tmpfs -o uid=65532,gid=65532,mode=0750 tmpfs $folder/lb-sidecar
+    mount -o remount,bind,ro $folder
+done
+if [ -n "$SHUT" ]; then  # the interpreter lies in a home that others may not enter
+    mkdir -p "$STAY"
+    mount --bind "$PYTHON" "$STAY"
+    mount -t tmpfs -o mode=0755 tmpfs "$SHUT"
+    mkdir -p "$PYTHON"
+    mount --bind "$STAY" "$PYTHON"
+    mount -o remount,bind,ro "$SHUT"
+    mount -o remount,bind,ro "$PYTHON"
+fi
+mount -o remount,bind,ro /
+shift
+exec sh -c "$READ_ONLY" sh "$@"
+"""
+
+
+@pytest.mark.real
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a mount namespace")
+def test_it_runs_as_its_user_where_nothing_but_its_folders_can_be_written(tmp_path: Path) -> None:
+    """The trial of check-image with the installed package: as uid 65532, the root read-only, all rights gone."""
+    python = Path(sys.base_prefix)
+    shut = next((str(folder) for folder in reversed(python.parents) if not folder.stat().st_mode & stat.S_IXOTH), "")
+    env = {"VENV": sys.prefix, "PYTHON": str(python), "SHUT": shut, "STAY": str(tmp_path / "python"), "READ_ONLY": READ_ONLY}
+    runner = script(tmp_path / "run", f'exec unshare -m sh -c {shlex.quote(NAMESPACE)} sh "$@"')
+
+    done = subprocess.run(
+        [ROOT / "deploy" / "check-image", "installed"],
+        env={**os.environ, **env, "IMAGE_BUILDER": "true", "IMAGE_RUNNER": runner},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs as uid 65532 and /livez answers" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
