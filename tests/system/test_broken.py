@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
 from bench.daemon import Daemon, until
 from sidecar.demo import stage
-from tests.system.lab import lab
+from tests.system.lab import Lab, lab
+from tests.system.test_hostile_surroundings import fill, small_disk
 
 pytestmark = pytest.mark.real
 
@@ -67,6 +68,48 @@ def test_a_configuration_that_others_broke_is_told_once_and_nothing_is_written(s
         box.wait_out(0)
         told = [e["sentence"] for e in sidecar.events() if "nonsense" in e["sentence"]]
         assert len(told) == 1, told
+
+
+def test_a_full_disk_under_nginx_keeps_the_old_file_and_is_told_once() -> None:
+    box = Lab("nginx-1.22", 4)
+    with small_disk(box.folder / "sidecar.d", "64k") as disk, closing(box):
+        box.start()
+        sidecar = box.running()
+        before, filler = box.include.read_bytes(), fill(disk)
+
+        _dies_in_vain(box, sidecar, "the disk is full")
+        assert box.include.read_bytes() == before
+
+        filler.unlink()
+        box.wait_out(0)
+        assert len(_told(sidecar, "the disk is full")) == 1
+
+
+def test_a_reload_that_says_yes_and_does_not_load_is_rolled_back_and_told_once() -> None:
+    with lab("nginx-1.31") as box:
+        honest = box.config()
+        sidecar = box.running(honest.replace("reload: signal", "reload: ['true']"))
+        before = box.include.read_bytes()
+
+        _dies_in_vain(box, sidecar, "did not load")
+        until(lambda: box.include.read_bytes() == before, "rolled back")
+
+        sidecar.write(honest)
+        sidecar.signal(signal.SIGHUP)
+        box.wait_out(0)
+        assert len(_told(sidecar, "did not load")) == 1
+
+
+def _dies_in_vain(box: Lab, sidecar: Daemon, word: str) -> None:
+    """The first one dies; that it cannot be taken out is told, and tried again."""
+    box.kill(0)
+    until(lambda: _told(sidecar, word), lambda: f"{word}\n{sidecar.log_text()[-3000:]}")
+    seen = _answers(sidecar, box.ports[1])
+    until(lambda: _answers(sidecar, box.ports[1]) >= seen + 8, "time for more tries")
+
+
+def _told(sidecar: Daemon, word: str) -> list[str]:
+    return [e["sentence"] for e in sidecar.events() if word in e["sentence"]]
 
 
 # ---- our own network ----
