@@ -53,7 +53,7 @@ from sidecar.journal.intents import Intents
 from sidecar.journal.recorder import Recorder
 from sidecar.net.lag import LagMeter
 from sidecar.probes.engine import Engine
-from sidecar.publish import publishers
+from sidecar.publish import Origin, publishers
 from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
 from sidecar.store.decisions import Decisions
@@ -158,7 +158,14 @@ class App:
         """Receivers as the configuration has them now."""
         for task in [t for t in self._tasks.names() if t.startswith("publish-")]:
             self._tasks.stop(task)
-        self._publishers = publishers(self.config.publish, self._samples, self.decisions)
+        origin = Origin(
+            self._samples,
+            self.decisions,
+            histograms=lambda: self.tallies.latency,
+            labels=lambda: {name: service.labels for name, service in self.config.services.items()},
+            runbooks=lambda: {name: service.runbook or "" for name, service in self.config.services.items()},
+        )
+        self._publishers = publishers(self.config.publish, origin)
         for publisher in self._publishers:
             self._tasks.start(f"publish-{publisher.name}", publisher.run)
 

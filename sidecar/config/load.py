@@ -135,6 +135,7 @@ def load(path: Path) -> Loaded:
     digest = hashlib.sha256(json.dumps(shaped, sort_keys=True).encode()).hexdigest()[:16]
     origins = dict(_origins(shaped, reader.tree, ()))
     secrets = {f"api.tokens.{name}.secret": token.secret for name, token in config.api.tokens.items()}
+    secrets |= {f"publish.{where}": secret for where, secret in config.publish.secrets()}
     return Loaded(path, config, problems, origins, secrets, tuple(reader.files), digest, reader.tree)
 
 

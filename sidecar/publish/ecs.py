@@ -9,16 +9,18 @@ import ipaddress
 import json
 import math
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from lbplugins.values import Address
 from sidecar.core.samples import Distribution, Sample
+from sidecar.publish.notices import Notice, Severity
 from sidecar.store.decisions import Record, stamp
 
 ECS_VERSION = "8.11.0"
 _WARNINGS = frozenset({"ejected", "pool_event", "held", "balancer", "drift", "self", "refused", "discovery"})
 _CHANGES = frozenset({"ejected", "returned", "operator", "adopted", "config"})
+_LEVELS = {Severity.NOTE: "info", Severity.WARNING: "warning", Severity.PAGE: "critical"}
 _NUMBERS = {
     "lbsidecar_service_instances": "instances",
     "lbsidecar_service_in_rotation": "in_rotation",
@@ -46,6 +48,28 @@ def decision(record: Record, host: str) -> Json:
     }
     told = record.to_json()
     document.setdefault("lbsidecar", {}).update({name: told[name] for name in ("by", "enforced", "evidence", "holds")})
+    return document
+
+
+def alert(notice: Notice, host: str, when: datetime) -> Json:
+    """A notice as an ECS alert."""
+    told = notice.condition
+    instance = told.who if told.service else ""
+    document = _document(when, host, "alert", "lbsidecar.notice", told.service, instance)
+    document["message"] = notice.sentence
+    document["log"] = {"level": _LEVELS[notice.severity]}
+    document["event"] |= {
+        "id": told.key,
+        "action": told.cause.name,
+        "category": ["network"],
+        "type": ["end" if notice.is_over else "start"],
+        "start": stamp(datetime.fromtimestamp(notice.since, UTC)),
+        **({"reference": notice.runbook} if notice.runbook else {}),
+    }
+    found = document.setdefault("lbsidecar", {})
+    found |= {"severity": notice.severity.word, "over": notice.is_over, "undo": notice.undo}
+    if told.who and not told.service:
+        found["balancer"] = told.who
     return document
 
 
@@ -126,4 +150,4 @@ def _place(sample: Sample, labels: dict[str, str]) -> tuple[str, ...] | None:
     return None
 
 
-__all__ = ["Json", "decision", "line", "numbers"]
+__all__ = ["Json", "alert", "decision", "line", "numbers"]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from sidecar.core.histogram import FLOOR_S, Histogram
 from sidecar.core.samples import Distribution, Sample
+from sidecar.core.window import Source
 
 OCTAVES = 20
 """What our index is higher than theirs, in powers of two."""
 MOST_BUCKETS = 640
 """Of a row that also holds its empty buckets: ten octaves at our finest."""
 
-Exact = Mapping[tuple[str, str], Histogram]
+Exact = Mapping[tuple[str, Source], Histogram]
 """The histograms behind the published distributions, by service and source."""
 
 
@@ -48,7 +49,8 @@ def exact(sample: Sample, histograms: Exact) -> Histogram | None:
     if not isinstance(sample.value, Distribution):
         return None
     labels = dict(sample.labels)
-    found = histograms.get((labels.get("service", ""), labels.get("source", "")))
+    source: Source = "traffic" if labels.get("source") == "traffic" else "probe"
+    found = histograms.get((labels.get("service", ""), source))
     return found if found is not None and found.count else None
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lbplugins.values import Address
 from sidecar.core.model import Event
-from sidecar.publish import publishers
+from sidecar.publish import Origin, publishers
 from sidecar.publish.ecs import decision, line, numbers
 from sidecar.publish.options import LogstashOptions, PublishOptions
 from sidecar.store.decisions import Decisions, Record
@@ -103,7 +103,7 @@ def test_numbers_are_one_document_for_each_service_and_instance() -> None:
 async def test_every_decision_reaches_the_receiver_at_once() -> None:
     receiver = await Receiver().start()
     decisions = Decisions(None, 0)
-    (publisher,) = publishers(PublishOptions(logstash=LogstashOptions(address=receiver.address)), list, decisions)
+    (publisher,) = publishers(PublishOptions(logstash=LogstashOptions(address=receiver.address)), Origin(list, decisions))
     async with running(publisher.run):
         await until(lambda: publisher.count().connected)
         decisions.append([Event("ejected", float(i), "rule:slow", f"number {i}", "shop") for i in range(500)], wall_of)
@@ -120,7 +120,7 @@ async def test_both_publishers_send_their_numbers_to_real_receivers() -> None:
     options = PublishOptions.model_validate(
         {"graphite": {"address": one.address, "interval": "1s"}, "logstash": {"address": other.address, "interval": "1s"}}
     )
-    found = publishers(options, scene.samples, Decisions(None, 0))
+    found = publishers(options, Origin(scene.samples, Decisions(None, 0)))
 
     async with running(found[0].run), running(found[1].run):
         await until(lambda: len(one.lines) > 20 and len(other.lines) >= 3)
@@ -135,7 +135,7 @@ async def test_both_publishers_send_their_numbers_to_real_receivers() -> None:
 async def test_a_dead_receiver_delays_neither_decisions_nor_the_end() -> None:
     place = bound()
     decisions = Decisions(None, 0)
-    (publisher,) = publishers(PublishOptions(logstash=LogstashOptions(address=Address(*place.getsockname()))), list, decisions)
+    (publisher,) = publishers(PublishOptions(logstash=LogstashOptions(address=Address(*place.getsockname()))), Origin(list, decisions))
     async with running(publisher.run) as task:
         for _ in range(40):
             decisions.append([Event("held", 0.0, "hold:panic", "x", "shop")] * 500, wall_of)
@@ -149,4 +149,4 @@ async def test_a_dead_receiver_delays_neither_decisions_nor_the_end() -> None:
 
 
 def test_nothing_configured_publishes_nothing() -> None:
-    assert publishers(PublishOptions(), list, Decisions(None, 0)) == []
+    assert publishers(PublishOptions(), Origin(list, Decisions(None, 0))) == []
