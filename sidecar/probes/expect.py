@@ -31,6 +31,7 @@ class Expectation:
         self._regex = Pattern(options.regex) if options.regex else None
         self._json = dict(options.json_values)
         self._identity = options.identity
+        self.needs_headers = bool(self._headers) or (options.identity is not None and options.identity.header is not None)
 
     def problem(self, status: int, headers: Headers, body: bytes, is_cut: bool) -> Problem | None:
         """The first thing wrong, or None. `is_cut`: the body went on beyond what we read."""

@@ -10,6 +10,7 @@ from lbplugins.values import Address
 from sidecar.core.model import Reason
 from sidecar.net.dial import Wire
 from sidecar.probes.attempt import MAX_REQUESTS, Attempt, Failed, Question, Verdict, now
+from sidecar.probes.expect import Problem
 from sidecar.probes.options import Kind, ProbeSpec
 
 MAX_HEAD = 64 * 1024
@@ -20,6 +21,15 @@ MAX_INTERIM = 8
 
 _USER_AGENT = "lb-sidecar"
 _TIMEOUT = re.compile(rb"timeout\s*=\s*(\d{1,6})")
+_HARMLESS = (
+    rb"(?>connection: keep-alive\r\n"
+    rb"|(?!connection:|content-length:|keep-alive:|transfer-encoding:|upgrade:|trailer:)[!#$%&'*+.^_`|~0-9a-z-]++:[\t -~]*+\r\n)*+"
+)
+"""Headers that say nothing about where the answer ends. Possessive, so that no text is looked at twice."""
+_SIMPLE = re.compile(
+    rb"HTTP/1\.1 ([2-5][0-9][0-9]) [\t -~]*+\r\n(?i:" + _HARMLESS + rb"content-length: ?([0-9]{1,7})\r\n" + _HARMLESS + rb")\r\n"
+)
+_BODILESS = {204, 205, 304}
 
 
 class _Stale(Exception):
@@ -85,9 +95,29 @@ def judge(answer: Answer, question: Question) -> Verdict:
     """What a whole answer means for this question."""
     problem = question.expectation.problem(answer.status, answer.headers, answer.body, answer.is_cut)
     if problem is not None:
-        # 408: the server gave up waiting for our request, which we may have sent late.
-        return Verdict(Failed(problem.reason, problem.detail, by_lateness=answer.status == 408), may_keep=False, keep_s=None)
+        return _bad(problem, answer.status)
     return Verdict(None, answer.may_keep and not question.spec.fresh, answer.announced_s())
+
+
+def _bad(problem: Problem, status: int) -> Verdict:
+    # 408: the server gave up waiting for our request, which we may have sent late.
+    return Verdict(Failed(problem.reason, problem.detail, by_lateness=status == 408), may_keep=False, keep_s=None)
+
+
+_SIMPLE_GOOD = (Verdict(None, may_keep=True, keep_s=None), Verdict(None, may_keep=False, keep_s=None))
+"""By whether the spec wants a new connection each time."""
+
+
+def glance(data: bytes, question: Question) -> Verdict | None:
+    """The verdict on an answer of the simplest form that came in one piece, as `Answer` and `judge` give it; None = they must look."""
+    spec = question.spec
+    if spec.method == "HEAD" or (found := _SIMPLE.match(data)) is None:
+        return None
+    status, size, begin = int(found[1]), int(found[2]), found.end()
+    if len(data) != begin + size or size > spec.max_body or status in _BODILESS or question.expectation.needs_headers:
+        return None
+    problem = question.expectation.problem(status, (), data[begin:], False)
+    return _SIMPLE_GOOD[spec.fresh] if problem is None else _bad(problem, status)
 
 
 async def _fetch(attempt: Attempt, wire: Wire, request: bytes, answer: Answer) -> None:

@@ -16,6 +16,7 @@ import socket
 import sys
 from _socket import socket as Socket  # `socket.socket` looks up an enum for each argument, at the price of a whole kept probe
 from collections.abc import Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from sidecar.core.model import Outcome, Phases, Reason, Result, Target
@@ -23,7 +24,7 @@ from sidecar.net.addresses import ip_problem
 from sidecar.net.dial import RESERVED_DESCRIPTORS, SockAddr
 from sidecar.net.lag import LagMeter
 from sidecar.probes.attempt import Failed, Question, Verdict, network_failure, now, one_line, timed_out, unless_late
-from sidecar.probes.http import Answer, judge, render
+from sidecar.probes.http import Answer, glance, judge, render
 from sidecar.probes.options import Kind
 from sidecar.probes.wheel import PER_S, Wheel
 
@@ -77,7 +78,7 @@ class Line:
         self.request = b""
         self.place = self._find_place()
         """Family and address to dial; None = this way of asking is not for lines."""
-        self.is_near = self.place is not None and ipaddress.ip_address(self.place[1][0]).is_loopback
+        self.is_near = self.place is not None and _is_near(self.place[1][0])
         self.sock: Socket | None = None
         self.fd = -1
         self.phase = _IDLE
@@ -126,6 +127,7 @@ class Lines(Generic[L]):
         self._by_fd: dict[int, L] = {}
         self._deadlines: Wheel[L] = Wheel()
         self._ceiling = _descriptor_ceiling()
+        self._outgoing = _first_outgoing_port()
 
     def fileno(self) -> int:
         """Readable when `drain` has something to take."""
@@ -239,8 +241,8 @@ class Lines(Generic[L]):
             if code in (errno.EALREADY, errno.EINPROGRESS):
                 return
             _check(code, 0, errno.EISCONN)
-        if line.sock.getsockname()[:2] == address[:2]:
-            # A dead port on this host within the range of outgoing ports: TCP lets us connect to ourselves.
+        if address[1] >= self._outgoing and line.sock.getsockname()[:2] == address[:2]:
+            # A dead port of this host: TCP lets us connect to ourselves.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself, so nothing listens there")
         line.connect_s = at - line.dialed
         if not line.request:
@@ -297,8 +299,7 @@ class Lines(Generic[L]):
         if line.answer is None:
             if data:
                 line.first_byte_s = at - line.sent
-                verdict = line.question.known.get(data)
-                if verdict is not None:
+                if (verdict := self._known(line.question, data)) is not None:
                     self._conclude(line, verdict, at)
                     return
             elif not line.fresh:
@@ -309,15 +310,22 @@ class Lines(Generic[L]):
                 return
         self._parse(line, data, at)
 
+    def _known(self, question: Question, data: bytes) -> Verdict | None:
+        """The verdict on an answer of which a look is enough, or that is the same as one before."""
+        verdict = question.known.get(data)
+        if verdict is None and (verdict := glance(data, question)) is not None and len(data) <= MAX_KNOWN_BYTES:
+            if len(question.known) >= MAX_KNOWN:
+                question.known.clear()
+            question.known[data] = verdict
+        return verdict
+
     def _parse(self, line: L, data: bytes, at: float) -> None:
         """Read on until the answer is whole or there is no more for now."""
         assert line.sock is not None
-        is_whole = line.answer is None  # so far: it came in one piece
         answer = line.answer = line.answer or Answer.to(line.question.spec)
         try:
             _feed(answer, data)
             while not answer.is_done:
-                is_whole = False
                 if answer.has_head:
                     line.phase = _BODY
                 _feed(answer, line.sock.recv(READ_BYTES))
@@ -330,13 +338,7 @@ class Lines(Generic[L]):
         except OSError as error:
             self._fail(line, network_failure(line.phase, error), at)
             return
-        verdict = judge(answer, line.question)
-        if is_whole and len(data) <= MAX_KNOWN_BYTES:
-            known = line.question.known
-            if len(known) >= MAX_KNOWN:
-                known.clear()
-            known[data] = verdict
-        self._conclude(line, verdict, at)
+        self._conclude(line, judge(answer, line.question), at)
 
     def _unasked(self, line: L) -> None:
         """Something happened to an idle connection."""
@@ -384,6 +386,11 @@ class Lines(Generic[L]):
             self._fail(line, Failed(Reason.CANCELLED, f"our own error: {error!r}", result=Result.UNKNOWN), now())
 
 
+def _is_near(ip: str) -> bool:
+    """Whether a connection is open by the time that `connect` returns."""
+    return ipaddress.ip_address(ip).is_loopback
+
+
 def _feed(answer: Answer, data: bytes) -> None:
     if data:
         answer.feed(data)
@@ -400,3 +407,10 @@ def _descriptor_ceiling() -> int:
     """The first descriptor that is left to the balancers and the API: without them we could not even say what is wrong."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit - min(RESERVED_DESCRIPTORS, limit // 4)
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 1

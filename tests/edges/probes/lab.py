@@ -14,7 +14,7 @@ from typing import Any
 import trustme
 
 from lbplugins.values import Address
-from sidecar.core.model import Fact, Nudged, Outcome, Probed
+from sidecar.core.model import Ask, Fact, Nudged, Outcome, Probed, Target
 from sidecar.net.lag import LagMeter
 from sidecar.probes.engine import Engine
 from sidecar.probes.once import probe_once
@@ -25,6 +25,8 @@ AMPLE_S = 10.0
 """A timeout that no healthy answer needs, on however busy a machine."""
 SHORT_S = 0.4
 """A timeout that is meant to pass."""
+asks_by_engine = False
+"""How `ask` asks: as `lb-sidecar probe` does, or as the daemon does; `conftest` sets it."""
 
 
 def spec(**keys: Any) -> ProbeSpec:
@@ -35,7 +37,12 @@ async def ask(address: Address, timeout_s: float = AMPLE_S, **keys: Any) -> Outc
     """Probe the address; `tls_` stands for the spec's own key `tls`, since `tls` is the server's here."""
     if "tls_" in keys:
         keys["tls"] = keys.pop("tls_")
-    return await probe_once(spec(**(keys or {"http": "/health"})), address, timeout_s=timeout_s)
+    asked = spec(**(keys or {"http": "/health"}))
+    if not asks_by_engine:
+        return await probe_once(asked, address, timeout_s=timeout_s)
+    async with running_engine(asked) as (engine, recorder):
+        engine.ask(Ask(Target(address, asked.key), asyncio.get_running_loop().time(), timeout_s))
+        return (await recorder.until_outcomes(1))[0]
 
 
 async def ask_zoo(behaviour: zoo.Behaviour, timeout_s: float = AMPLE_S, *, tls: ssl.SSLContext | None = None, **keys: Any) -> Outcome:

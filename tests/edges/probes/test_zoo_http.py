@@ -94,7 +94,7 @@ async def test_slow_answer_ends_at_the_total_deadline(behaviour: zoo.Behaviour, 
     if outcome.reason is not Reason.OWN_LAG:
         assert (outcome.result, outcome.reason) == (Result.FAIL, Reason.TIMEOUT)
     assert phase in outcome.detail
-    assert outcome.seconds >= SHORT_S
+    assert outcome.seconds >= SHORT_S - 0.001  # uvloop's timers are whole milliseconds
 
 
 async def test_full_backlog_is_a_timeout_of_the_connection() -> None:
