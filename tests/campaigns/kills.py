@@ -9,6 +9,7 @@ journal must be the same in both; and when all instances are well again, everyth
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import random
 import signal
@@ -120,6 +121,18 @@ def story(seed: int, *, aim_s: float) -> Story:
 def pid_of(sidecar: Daemon) -> int:
     assert sidecar._process is not None, "started before"
     return sidecar._process.pid
+
+
+def health(port: int) -> int | None:
+    """The status that an instance answers; None = nothing."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status
+    except OSError:
+        return None
+    finally:
+        connection.close()
 
 
 class Ready:
@@ -234,14 +247,19 @@ class Stack:
                 if self._life is not None and self._life.took_s is None:
                     self._life.saw_hang = True
             case What.FAIL, _:
-                instances.signal(act.which, signal.SIGUSR1)
+                self._make_it_say(act.which, signal.SIGUSR1, 500)
             case What.RECOVER, What.DIE:
                 instances.start(act.which)
             case What.RECOVER, What.HANG:
                 instances.signal(act.which, signal.SIGCONT)
                 self._hung.discard(act.which)
             case _:
-                instances.signal(act.which, signal.SIGUSR2)
+                self._make_it_say(act.which, signal.SIGUSR2, 200)
+
+    def _make_it_say(self, which: int, number: signal.Signals, status: int) -> None:
+        """Waits until it does: of two signals that a busy instance finds at once, the later one is handled first."""
+        self.box.instances.signal(which, number)
+        until(lambda: health(self.box.ports[which]) == status, f"instance {which} says {status}")
 
     def _kill(self, kill: Kill) -> None:
         if kill.is_aimed and self._journal_grows():
@@ -276,9 +294,10 @@ class Stack:
 
         def is_calm() -> bool:
             nonlocal before
+            is_balanced = self.box.in_rotation() == set(range(N)) - bad.keys()
             state = self._state()
             expected = tuple("ejected" if i in bad else "healthy" for i in range(N))
-            is_there = state.out == bad.keys() and state.judgements == expected and self.box.in_rotation() == set(range(N)) - bad.keys()
+            is_there = is_balanced and state.out == bad.keys() and state.judgements == expected
             is_still, before = is_there and state == before, state
             return is_still
 
