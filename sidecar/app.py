@@ -21,7 +21,7 @@ from sidecar.balancers.driver import Driver
 from sidecar.balancers.host import Host
 from sidecar.balancers.undo import give_back, whereabouts
 from sidecar.config import compose
-from sidecar.config.load import Loaded, load
+from sidecar.config.load import Loaded, load, unusable_here
 from sidecar.config.models import ANY, BalancerOptions, Config
 from sidecar.config.plugins import plugin_class
 from sidecar.core.model import (
@@ -58,7 +58,6 @@ from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
 from sidecar.store.decisions import Decisions
 from sidecar.supervise import Supervisor
-from sidecar.web.options import SecretError
 from sidecar.web.server import Web, WebError
 
 log = logging.getLogger("sidecar.app")
@@ -143,7 +142,8 @@ class App:
         except WebError as error:
             raise StartError(str(error)) from error
         self._lag.start()
-        self.engine = Engine(deliver=self.reconciler.deliver, lag=self._lag, allow_commands=_belongs_to_root(self.loaded.files))
+        # who loads a configuration asks `unusable_here`, which believes in programs only from root's own files
+        self.engine = Engine(deliver=self.reconciler.deliver, lag=self._lag, allow_commands=True)
         self.reconciler.set_prober(self.engine)
         self._begin()
         self._tasks.start("self-check", self._check_self)
@@ -298,19 +298,12 @@ class App:
     async def reload(self, actor: str) -> list[str]:
         """Take the file as it is now, or keep the old one and say every problem. One at a time: the last word is the newest file's."""
         async with self._reloading:
-            fresh = await asyncio.to_thread(load, self.loaded.path)
-            if fresh.config is None or fresh.errors:
-                problems = [str(p) for p in fresh.errors]
+            fresh, problems = await asyncio.to_thread(_read, self.loaded.path)
+            if problems:
                 self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
                 return problems
-            try:
-                config = compose.observing(fresh.config) if self.observe else fresh.config
-                for token in config.api.tokens.values():
-                    token.secret.read()
-                self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
-            except (ValueError, SecretError) as error:
-                self._tell("config", f"reload refused, the old configuration goes on: {error}")
-                return [str(error)]
+            config = compose.observing(fresh.require()) if self.observe else fresh.require()
+            self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
             await self._take(fresh, config, actor)
         return []
 
@@ -577,6 +570,12 @@ async def _lock_of(name: str, options: BalancerOptions) -> tuple[str, str | None
         await host.aclose()
 
 
+def _read(path: Path) -> tuple[Loaded, list[str]]:
+    """A configuration, and all that speaks against running it here; blocks on the disk."""
+    loaded = load(path)
+    return loaded, [str(problem) for problem in (*loaded.errors, *unusable_here(loaded))]
+
+
 def _leaves(old: ServicePolicy, new: ServicePolicy | None, policy: Policy, moved: frozenset[str]) -> bool:
     """Could we no longer undo under the new policy what we did under the old one? `moved`: balancers that will be others."""
     if new is None or not set(old.pools) <= set(new.pools) or any(balancer in moved for balancer, _ in old.pools):
@@ -587,14 +586,6 @@ def _leaves(old: ServicePolicy, new: ServicePolicy | None, policy: Policy, moved
 
 def _more(problems: Sequence[str]) -> str:
     return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-
-
-def _belongs_to_root(files: Sequence[Path]) -> bool:
-    """Probes that run programs are believed only from files that root owns and nobody else can write."""
-    try:
-        return bool(files) and all(f.stat().st_uid == 0 and not f.stat().st_mode & 0o022 for f in files)
-    except OSError:
-        return False
 
 
 def _descriptors(process: psutil.Process) -> str:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from sidecar.app import App, StartError
-from sidecar.config.load import Loaded, find_config, load, unreadable_secrets
+from sidecar.config.load import Loaded, find_config, load, unusable_here
 from sidecar.config.problems import ConfigError
 from sidecar.journal.intents import JournalError
 from sidecar.store.state_dir import StateDirError
@@ -28,7 +28,7 @@ def run(argument: Path | None, *, observe: bool) -> int:
         loaded = load(find_config(argument))
     except ConfigError as error:
         loaded = Loaded(argument or Path("?"), problems=error.problems)
-    problems = [*loaded.errors, *(unreadable_secrets(loaded) if loaded.config is not None else [])]
+    problems = [*loaded.errors, *unusable_here(loaded)]
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems or loaded.config is None:

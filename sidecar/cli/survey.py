@@ -31,7 +31,6 @@ from sidecar.core.arithmetic import Arithmetic, arithmetic
 from sidecar.core.model import Learned, ServerRef, Target
 from sidecar.core.policy import Mode, Policy, ServicePolicy
 from sidecar.journal import force, intents
-from sidecar.probes.options import Kind
 from sidecar.store import clock, learned, lock, state_dir
 from sidecar.web.options import DEFAULT_SOCKET
 
@@ -189,7 +188,6 @@ def _own(config: Config, files: Sequence[Path], environ: Mapping[str, str]) -> O
             advice.append(f"{why}; without it the other commands must be told `--api http://{config.api.listen}`")
         elif why:
             lacking.append(why)
-    lacking += _commands(config, files)
     return Own(_name(os.geteuid()), os.geteuid(), _groups(), state, state_note, daemon, tuple(lacking), tuple(advice))
 
 
@@ -268,24 +266,6 @@ def _api_socket(path: Path | None) -> str:
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         return f"no api socket: {path} is no socket: remove it, or name another in `api.socket`"
     return ""
-
-
-def _commands(config: Config, files: Sequence[Path]) -> list[str]:
-    """Probes that run programs are believed only from files that root owns and nobody else can write."""
-    keys = [key for key, spec in compose.probe_specs(config).items() if spec.kind is Kind.COMMAND]
-    loose = [str(file) for file in files if not _is_roots(file)]
-    if not keys or not loose:
-        return []
-    word = " ".join(loose)
-    return [f"the probe {keys[0]} runs a program, so the configuration must be root's alone: `chown root {word}`, `chmod go-w {word}`"]
-
-
-def _is_roots(file: Path) -> bool:
-    try:
-        about = os.stat(file)
-    except OSError:
-        return False
-    return about.st_uid == 0 and not about.st_mode & 0o022
 
 
 def _remembered(own: Own) -> tuple[Mapping[Target, Learned], Mapping[ServerRef, str]]:

@@ -5,7 +5,7 @@
 
 from sidecar.config.compose import expand, observing, policy, pools_of, probe_specs, sources
 from sidecar.config.effective import effective
-from sidecar.config.load import Loaded, find_config, load, unreadable_secrets
+from sidecar.config.load import Loaded, find_config, load, unreadable_secrets, unusable_here
 from sidecar.config.models import Config
 from sidecar.config.plugins import PluginError, installed, plugin_class
 from sidecar.config.problems import ConfigError, Problem, Severity
@@ -14,4 +14,5 @@ from sidecar.config.schema import json_schema
 __all__ = [
     "Config", "ConfigError", "Loaded", "PluginError", "Problem", "Severity", "effective", "expand", "find_config", "installed",
     "json_schema", "load", "observing", "plugin_class", "policy", "pools_of", "probe_specs", "sources", "unreadable_secrets",
+    "unusable_here",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from sidecar.config.shape import shape
 from sidecar.config.translate import problems_of, unknown_key
 from sidecar.config.tree import Items, Node, Scalar, Table, at, overlay, place_of, plain, read
 from sidecar.core.policy import Mode
+from sidecar.probes.options import Kind
 from sidecar.publish.options import PublishOptions
 from sidecar.web.auth import MIN_TOKEN_CHARS, MIN_TOKEN_KINDS
 from sidecar.web.options import ApiOptions, Secret, SecretError
@@ -151,6 +152,38 @@ def unreadable_secrets(loaded: Loaded, env: Mapping[str, str] = os.environ) -> l
             place = place_of(loaded.tree, path.split("."))[0] if loaded.tree is not None else Place(str(loaded.path))
             problems.append(problem_at(place, path, str(error), Severity.CONTRADICTION))
     return problems
+
+
+def unusable_here(loaded: Loaded, env: Mapping[str, str] = os.environ) -> list[Problem]:
+    """What keeps a valid configuration from being run by this user on this machine; nothing of an invalid one."""
+    return [*unreadable_secrets(loaded, env), *_distrusted_programs(loaded)] if loaded.config is not None else []
+
+
+def _distrusted_programs(loaded: Loaded) -> list[Problem]:
+    """Probes that run programs are believed only from files that root owns and nobody else can write."""
+    loose = " ".join(str(file) for file in loaded.files if not _is_roots(file))
+    if not loose:
+        return []
+    return [
+        problem_at(
+            place_of(loaded.tree, ("services", name, "probe"))[0] if loaded.tree is not None else Place(str(loaded.path)),
+            f"services.{name}.probe",
+            f"it runs a program, so the configuration must be root's alone: `chown root {loose}`, `chmod go-w {loose}`",
+            Severity.CONTRADICTION,
+        )
+        for name, service in loaded.require().services.items()
+        if any(
+            spec.kind is Kind.COMMAND for spec in (*service.probe, *(each.probe for each in service.references if each.probe is not None))
+        )
+    ]
+
+
+def _is_roots(file: Path) -> bool:
+    try:
+        about = file.stat()
+    except OSError:
+        return False
+    return about.st_uid == 0 and not about.st_mode & 0o022
 
 
 def _origins(shaped: Any, tree: Table, path: tuple[str | int, ...]) -> Iterator[tuple[str, str]]:
