@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -219,7 +218,8 @@ input(type="imudp" port="{self.port}" address="127.0.0.1" ruleset="json")
         return running(argv, self._folder, lambda: _listens(self.port))
 
     def documents(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._out.read_text().splitlines()] if self._out.exists() else []
+        """Of every whole line."""
+        return [json.loads(line) for line in self._out.read_bytes().split(b"\n")[:-1]] if self._out.exists() else []
 
     def bad(self) -> str:
         return self._bad.read_text() if self._bad.exists() else ""
@@ -238,14 +238,16 @@ class OpenSearch:
         return running(argv, self._folder, lambda: get(self.url) is not None)
 
     def search(self, index: str, body: Mapping[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/{index}/_search", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError:
-            return None
+        return self._ask("POST", f"{index}/_search", body)
+
+    def put(self, index: str, body: Mapping[str, Any]) -> Any:
+        return self._ask("PUT", index, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
 
 
 _OSMEM = """
