@@ -163,7 +163,10 @@ class Wire:
             await self._readable()
         while True:
             try:
-                return self._sock.recv(READ_BYTES)
+                data = self._sock.recv(READ_BYTES)
+                if not data and isinstance(self._sock, ssl.SSLSocket):
+                    _raise_if_reset(self._sock)
+                return data
             except (BlockingIOError, ssl.SSLWantReadError):
                 await self._readable()
             except ssl.SSLWantWriteError:
@@ -272,6 +275,14 @@ def _is_connected(sock: socket.socket) -> bool:
             return False
         raise
     return True
+
+
+def _raise_if_reset(sock: ssl.SSLSocket) -> None:
+    """Until Python 3.12 a reset under TLS reads as an end (CPython gh-115627), but only a reset leaves the socket without a peer."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        raise ConnectionResetError(errno.ECONNRESET, "reset under TLS") from error
 
 
 def _raise_if(code: int, fine: tuple[int, ...]) -> None:

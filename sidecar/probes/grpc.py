@@ -9,6 +9,10 @@ from sidecar.probes.attempt import Attempt, Failed, now
 PATH = "/grpc.health.v1.Health/Check"
 MAX_RECEIVED = 64 * 1024
 MAX_MESSAGE = 1024
+MAX_EVENTS = 100
+"""More happens in no health call; a flood of small frames would keep our processor busy until the bytes are too many."""
+SLICE_BYTES = 1024
+"""Taken at once, so that the flood is seen early."""
 SETTINGS = 4
 
 _SERVING = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
@@ -59,6 +63,7 @@ class _Call:
         self._head: dict[bytes, bytes] = {}
         self._message = bytearray()
         self._first = b""
+        self._events = 0
         self.has_head = False
         self.is_done = False
 
@@ -89,10 +94,15 @@ class _Call:
         from h2.exceptions import H2Error
 
         self._check_preface(data)
+        happened: list[events.Event] = []
         try:
-            happened = self._connection.receive_data(data)
+            for at in range(0, len(data), SLICE_BYTES):
+                happened += self._connection.receive_data(data[at : at + SLICE_BYTES])
+                if self._events + len(happened) > MAX_EVENTS:
+                    raise Failed(Reason.BAD_RESPONSE, f"more than {MAX_EVENTS} HTTP/2 frames and no end of the answer")
         except (H2Error, ValueError, IndexError) as error:
             raise Failed(Reason.BAD_RESPONSE, f"not a valid HTTP/2 answer: {error}; it began {data[:24]!r}") from error
+        self._events += len(happened)
         for event in happened:
             if isinstance(event, events.ResponseReceived | events.TrailersReceived):
                 self.has_head = True
