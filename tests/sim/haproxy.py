@@ -103,8 +103,13 @@ class SimHaproxy:
         for proxy in config.proxies.values():
             for server in proxy.servers.values():
                 server.changed = server.now = now
+                server.weighs_in_maint = self.version != "2.6"
         if state_file is not None:
             load(config, state_file, now)
+        for proxy in config.proxies.values():
+            for server in proxy.servers.values():
+                if server.tracked is None:
+                    server.inherit()
         _spread(worker, now)
         return worker
 
@@ -123,7 +128,7 @@ class SimHaproxy:
                 continue
             if checker.is_shown:
                 checker.state |= Check.UNDER_WAY
-                checker.result = Result.UNKNOWN
+                checker.result, checker.said = Result.UNKNOWN, ""
                 begun.append(_question(server, checker))
             else:
                 checker.due = now + checker.inter_s

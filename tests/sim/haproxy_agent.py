@@ -32,7 +32,7 @@ def hear(server: Server, said: bytes) -> None:
     if health:
         is_up = HEALTH[health.lower()]
         agent.health = agent.best if is_up else 0
-        told = reason if reason and not is_up else strange or warning or reason if is_up else ""
+        told = (strange or warning or reason) if is_up or not reason else reason
         _took(server, Status.L7OK if is_up else Status.L7STS, f"via agent : {health}" + (f" ({told})" if told else ""))
     elif strange:
         _took(server, Status.CHECKED, f"agent reports an error : {strange}")

@@ -151,11 +151,16 @@ class _Talk:
         proxies = self.worker.config.proxies.values()
         chosen = [self._backend(words[0], "Can't find backend.\n")] if words else [p for p in proxies if p.has_servers]
         lines = [
-            f"{p.name}/{s.name} {p.number}/{s.number} {s.host} {s.port} - 5000 {self._traffic(s).current} 0 0 0 0 -1 0{' 0' * threads}"
+            f"{p.name}/{s.name} {p.number}/{s.number} {s.host} {s.port} - {self._conns(s)}"
             for p in chosen for s in p.servers.values()
         ]  # fmt: skip
         head = "# bkname/svname bkid/svid addr port - purge_delay used_cur used_max need_est unsafe_nb safe_nb idle_lim idle_cur"
         return "\n".join([f"{head} idle_per_thr[{threads}]", *lines, ""])
+
+    def _conns(self, server: Server) -> str:
+        if server.is_added and self.worker.version == "2.6":
+            return f"0 {self._traffic(server).current} 0 0 0 0 0 0"
+        return f"5000 {self._traffic(server).current} 0 0 0 0 -1 0{' 0' * self.worker.config.threads}"
 
     def _traffic(self, server: Server) -> tables.Traffic:
         return self.worker.traffic.get(server, tables.Traffic())
@@ -336,7 +341,10 @@ class _Talk:
         server.check.health = 0
         server.check.state &= ~Check.ENABLED
         server.agent.state &= ~Check.ENABLED
+        server.share = server.next_share = 1
+        server.weighs_in_maint = self.worker.version != "2.6"
         server.changed = self.now
+        server.check.due, server.agent.due = self.now + server.check.inter_s, self.now + server.agent.inter_s
         proxy.servers[name] = server
         return "New server registered.\n"
 
@@ -417,13 +425,18 @@ def _move(server: Server, host: str, port: str | None) -> str:
     match = _NUMBER.match(port)
     if match is None:
         return f"{said}, problem converting port '{port}' to an int"
-    if port[0] in "+-" and not server.check.port:
+    sign = port[0] if port[0] in "+-" else ""
+    if sign and not server.maps_ports and not server.check.port:
         return (
             f"{said}, can't change <port> to port map because it is incompatible with current health check port configuration "
             "(use 'port' statement from the 'server' directive."
         )
-    before, server.port = server.port, int(match[1]) & 0xFFFF
-    return f"{said}, " + ("no need to change the port" if before == server.port else f"port changed from '{before}' to '{server.port}'")
+    before, now = server.port, int(match[1]) & 0xFFFF
+    if before == now and (server.maps_ports or not sign):
+        return f"{said}, no need to change the port"
+    told = f"{said}, port changed from '{'+' * server.maps_ports}{before}' to '{sign}{now}'"
+    server.port, server.maps_ports = now, bool(sign)
+    return told
 
 
 def _aim(checker: Checker, kind: str, host: str | None, port: str | None) -> str:

@@ -79,10 +79,6 @@ def parse(text: str) -> Config:
                     tracking.append((section, server, track))
     for proxy, server, track in tracking:
         follow(config, proxy, server, track)
-    for proxy in config.proxies.values():
-        for server in proxy.servers.values():
-            if server.tracked is None:
-                server.inherit()
     return config
 
 
@@ -182,7 +178,7 @@ def _checks(server: Server, options: Mapping[str, str]) -> None:
     own.health, agent.health = own.rise, agent.rise
     own.inter_s = seconds(options.get("inter", "2s"))
     own.fast_s, own.down_s = seconds(options.get("fastinter", "0")), seconds(options.get("downinter", "0"))
-    agent.inter_s = seconds(options["agent-inter"]) if "agent-inter" in options else own.inter_s
+    agent.inter_s = seconds(options.get("agent-inter", "2s"))
     own.host = agent.host = options.get("addr", "")
     own.port = agent.port = int(options.get("port", "0"))
     agent.host, agent.port = options.get("agent-addr", agent.host), int(options.get("agent-port", agent.port))

@@ -173,12 +173,16 @@ class Server:
     has_own_number: bool = False
     maxconn: int = 0
     hostname: str = ""
+    maps_ports: bool = False
+    """Its port is an offset to the client's."""
     tracked: Server | None = None
     trackers: list[Server] = field(default_factory=list)
     changed: float = 0.0
     down_s: float = 0.0
     failures: int = 0
     times_down: int = 0
+    weighs_in_maint: bool = True
+    """The balancing hears of a weight under maintenance at once; 2.6 tells it when that ends."""
     now: float = 0.0
     """When the change under way happens, for `changed` and `down_s`; whoever changes a server sets it."""
 
@@ -246,19 +250,20 @@ class Server:
         self._lower(Admin.UNRESOLVED)
 
     def inherit(self) -> None:
-        """At the start: hands maintenance and drain on to those that track it."""
+        """At the start: hands maintenance and drain on to those that track it. Only for one that tracks nobody."""
         for tracker in self._followers():
             if self.next_admin & (Admin.MAINT | Admin.CONFIGURED):
                 tracker._raise(Admin.INHERITED_MAINT)
             if self.next_admin & Admin.DRAIN:
                 tracker._raise(Admin.INHERITED_DRAIN)
-            tracker.inherit()
 
     # ---- weights ----
 
     def set_weight(self, weight: int) -> None:
         self.weight = self.next_share = weight
         self._settle()
+        if self.weighs_in_maint:
+            self.share = weight
 
     # ---- how it happens ----
 

@@ -43,9 +43,11 @@ def _take(server: Server, row: dict[str, str], now: float) -> None:
     server.set_weight(int(row["srv_uweight"]) if first_weight == server.first_weight else server.weight)
     server.port = int(row["srv_port"])
     for checker, kind in ((server.check, "check"), (server.agent, "agent")):
-        if checker.is_on:
-            checker.host = row[f"srv_{kind}_addr"] if row[f"srv_{kind}_addr"] != "-" else checker.host
-            checker.port = int(row[f"srv_{kind}_port"]) or checker.port
+        host, port = row[f"srv_{kind}_addr"], int(row[f"srv_{kind}_port"])
+        if host != "-" or port:
+            if not checker.is_on:
+                return  # HAProxy warns, and reads no further
+            checker.host, checker.port = host if host != "-" else checker.host, port or checker.port
 
 
 def _take_op(server: Server, op: Op, health: int) -> None:
