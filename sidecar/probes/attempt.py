@@ -22,6 +22,9 @@ MAX_REQUESTS = 16384
 LEAST_LAG_S = 0.005
 LAG_SHARE = 0.2
 
+now = time.monotonic
+"""Monotonic seconds. The clock of the loop, read anew: uvloop's own `time()` is a whole number of milliseconds, often stale."""
+
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _FAILURES = {
     errno.ECONNREFUSED: Reason.REFUSED,
@@ -200,11 +203,6 @@ async def conclude(attempt: Attempt, ask: Probe) -> Outcome:
         attempt.drop()
     failed = unless_late(failed, attempt.lag, attempt.started, attempt.timeout_s)
     return attempt.outcome(failed.result, failed.reason, failed.detail)
-
-
-def now() -> float:
-    """Monotonic seconds. The clock of the loop, read anew: uvloop's own `time()` is a whole number of milliseconds, often stale."""
-    return time.monotonic()
 
 
 def one_line(text: str) -> str:

@@ -23,6 +23,8 @@ FRESH_EVERY = 20
 """One probe in so many of a kept target opens a new connection, so that `accept` is tested too."""
 SLACK_S = 0.0005
 """What is due within this is started together: one wake-up instead of many."""
+MAX_STARTS = 256
+"""Starts in one wake-up, so that a backlog of ours does not hold up the loop."""
 SUB_BATCH = 8
 """Starts between two looks at what has arrived."""
 
@@ -109,6 +111,7 @@ class Engine:
         self._timer_slot = _FAR
         self._running: set[asyncio.Task[Outcome]] = set()
         self._busy = 0
+        self._is_full = False  # something is due and waits for a probe to end
         self._outbox: list[Probed | Nudged] = []
         self._is_flushing = False
         self._is_closed = False
@@ -221,8 +224,10 @@ class Engine:
         if self._is_closed:
             return
         slot = self._lines.next_deadline() or _FAR
-        if self._busy < self._max_in_flight and (due := self._wheel.first()) is not None:
-            slot = min(slot, max(due, int((now() + self._budget.wait_s) * PER_S)))
+        self._is_full = self._busy >= self._max_in_flight
+        if not self._is_full and (due := self._wheel.first()) is not None:
+            wait_s = self._budget.wait_s
+            slot = min(slot, max(due, int((now() + wait_s) * PER_S) + 1) if wait_s else due)
         if slot < self._timer_slot:
             self._arm(slot)
 
@@ -234,7 +239,7 @@ class Engine:
         if first is None or first > until:
             return
         self.lateness.add(max(0.0, woken - first / PER_S))
-        free = min(self._budget.left(woken), self._max_in_flight - self._busy)
+        free = min(self._budget.left(woken), self._max_in_flight - self._busy, MAX_STARTS)
         started = 0
         while started < free and (state := self._wheel.pop(until)) is not None:
             state.slot = None
@@ -334,10 +339,10 @@ class Engine:
     # ---- facts ----
 
     def _take(self) -> None:
-        """The lines have news."""
-        self._lines.drain()
+        """The lines have news; if it is more than a batch, others on this loop get their turn in between."""
+        self._lines.take()
         self._flush()
-        if self._timer is None:
+        if self._is_full:
             self._sleep()
 
     def _send(self, fact: Probed | Nudged) -> None:

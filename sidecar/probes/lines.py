@@ -130,7 +130,7 @@ class Lines(Generic[L]):
         self._outgoing = _first_outgoing_port()
 
     def fileno(self) -> int:
-        """Readable when `drain` has something to take."""
+        """Readable when there is something to take."""
         return self._epoll.fileno()
 
     def close(self) -> None:
@@ -166,19 +166,25 @@ class Lines(Generic[L]):
         return self._deadlines.first()
 
     def drain(self) -> None:
-        """Take all that has arrived. One reading of the clock stands for a batch: it was there when the kernel said so."""
-        more = True
-        while more:
-            events = self._epoll.poll(0, BATCH)
-            more = len(events) == BATCH
-            at = now()
-            for fd, flags in events:
-                line = self._by_fd.get(fd)
-                if line is not None:
-                    try:
-                        self._take(line, flags, at)
-                    except Exception as error:  # as above
-                        self._broke(line, error)
+        """Take all that has arrived."""
+        while self.take():
+            pass
+
+    def take(self) -> bool:
+        """Take what has arrived, a batch at most; whether there may be more.
+
+        One reading of the clock stands for the batch: all of it was there when the kernel said so.
+        """
+        events = self._epoll.poll(0, BATCH)
+        at = now()
+        for fd, flags in events:
+            line = self._by_fd.get(fd)
+            if line is not None:
+                try:
+                    self._hear(line, flags, at)
+                except Exception as error:  # as above
+                    self._broke(line, error)
+        return len(events) == BATCH
 
     def expire(self, slot: int) -> None:
         """End what is overdue at this slot. An answer that has arrived by now counts, however late we are ourselves."""
@@ -267,7 +273,7 @@ class Lines(Generic[L]):
 
     # ---- news ----
 
-    def _take(self, line: L, flags: int, at: float) -> None:
+    def _hear(self, line: L, flags: int, at: float) -> None:
         fd = line.fd
         if line.phase is _CONNECT:
             try:
