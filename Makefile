@@ -37,6 +37,16 @@ lint: $(STAMP)  ## ruff and mypy
 bench-removal: $(STAMP) system-packages  ## how fast a dead or hanging instance leaves each balancer
 	@$(BIN)/python -m bench.removal
 
+.PHONY: bench-engine bench-sketch bench-core
+bench-engine: $(STAMP) system-packages  ## what a probe costs: ours, HAProxy, Envoy, Traefik, Caddy, blackbox exporter, a C floor; about 40 minutes
+	@$(BIN)/python -m bench.engine --json .bench-engine.json
+
+bench-sketch: $(STAMP)  ## what the percentiles cost, and how far off they are
+	@$(BIN)/python -m bench.sketch
+
+bench-core: $(STAMP) system-packages  ## what lies between an outcome and a decision, and from the tipping fact to HAProxy's socket
+	@$(BIN)/python -m bench.core
+
 image:  ## build the container image, with docker, podman, buildah or what IMAGE_BUILDER names
 	@deploy/check-image
 
