@@ -98,7 +98,7 @@ class App:
         """Has another sidecar our state folder? This one must end then, it can no longer write down what it does: `on_lost` is called."""
         self.on_lost: Callable[[], object] = lambda: None
         self._state_fault = ""
-        self._leaving: set[Driver] = set()
+        self._leaving: dict[Driver, asyncio.Event] = {}
         self._reloading = asyncio.Lock()
         self._options: dict[str, BalancerOptions] = {}
         self._pools_known: dict[str, frozenset[str]] = {}
@@ -260,10 +260,10 @@ class App:
         for name in [n for n in self.drivers if n not in self.config.balancers]:
             self._drop_driver(name)
         for name, options in self.config.balancers.items():
-            if name in self.drivers and self._options.get(name) != options:
-                self._drop_driver(name)
             if name not in self.drivers:
-                self.drivers[name] = self._new_driver(name, policy)
+                self._start_driver(name, policy)
+            elif self._options[name] != options:
+                self._start_driver(name, policy, self._drop_driver(name))
             driver = self.drivers[name]
             driver.policy = policy.balancers[name]
             driver.pools = frozenset(pool for s in policy.services.values() for owner, pool in s.pools if owner == name)
@@ -274,26 +274,36 @@ class App:
         for i, source in enumerate(compose.sources(self.config)):
             self._tasks.start(f"source-{i}-{source.name}", partial(discovery.run, source, self.reconciler.deliver))
 
-    def _new_driver(self, name: str, policy: Policy) -> Driver:
+    def _start_driver(self, name: str, policy: Policy, predecessor: asyncio.Event | None = None) -> None:
+        """`predecessor`: set once the driver before it has let go of lock, ports and files."""
         options = self.config.balancers[name]
         host = Host(name, partial(plugin_class(options.plugin), options.options))
-        deliver, loop = self.reconciler.deliver, asyncio.get_running_loop()
         notes = partial(self.reconciler.notes_of, name)
-        driver = Driver(host, policy.balancers[name], deliver, notes, self.state / f"writer-{name}.lock")
-        host.listen(lambda batch: loop.call_soon_threadsafe(self._heard, name, batch))
-        self._options[name] = options
-        self._tasks.start(f"balancer-{name}", driver.run)
-        return driver
+        driver = Driver(host, policy.balancers[name], self.reconciler.deliver, notes, self.state / f"writer-{name}.lock")
+        self.drivers[name], self._options[name] = driver, options
+        self._tasks.start(f"feed-{name}", partial(self._listen, host, predecessor))
+        self._tasks.start(f"balancer-{name}", partial(_drive, driver, predecessor))
 
-    def _drop_driver(self, name: str) -> None:
+    async def _listen(self, host: Host, predecessor: asyncio.Event | None) -> None:
+        if predecessor is not None:
+            await predecessor.wait()
+        loop = asyncio.get_running_loop()
+        host.listen(lambda batch: loop.call_soon_threadsafe(self._heard, host.name, batch))
+
+    def _drop_driver(self, name: str) -> asyncio.Event:
+        """Set once it has let go of the balancer."""
+        self._tasks.stop(f"feed-{name}")
         self._tasks.stop(f"balancer-{name}")
         driver = self.drivers.pop(name)
-        self._leaving.add(driver)
+        is_gone = self._leaving[driver] = asyncio.Event()
         self._tasks.start(f"closing-{name}-{id(driver)}", partial(self._close, driver))
+        return is_gone
 
     async def _close(self, driver: Driver) -> None:
-        await driver.aclose()
-        self._leaving.discard(driver)
+        try:
+            await driver.aclose()
+        finally:
+            self._leaving.pop(driver).set()
 
     async def reload(self, actor: str) -> list[str]:
         """Take the file as it is now, or keep the old one and say every problem. One at a time: the last word is the newest file's."""
@@ -568,6 +578,12 @@ async def _lock_of(name: str, options: BalancerOptions) -> tuple[str, str | None
         return options.plugin, None
     finally:
         await host.aclose()
+
+
+async def _drive(driver: Driver, predecessor: asyncio.Event | None) -> None:
+    if predecessor is not None:
+        await predecessor.wait()
+    await driver.run()
 
 
 def _read(path: Path) -> tuple[Loaded, list[str]]:

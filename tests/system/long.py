@@ -37,6 +37,7 @@ OWN_CHECK_S = 2.0
 UNDER_WAY_S = 0.1
 """Requests sent so long before the kill may be at the one that dies."""
 GIVEN_BACK_WITHIN_S = 10.0
+AT_ONCE = 3
 CONFIG = "/etc/lb-sidecar/lb-sidecar.yaml"
 
 
@@ -167,7 +168,7 @@ def main() -> int:
     if asked.what == "rolling":
         return int(sum(rolling(shape) for shape in shapes) < len(shapes))
     runs = [(shape, False) for shape in shapes] + [(shape, True) for shape in shapes if shape in HAPROXY]
-    with ThreadPoolExecutor(len(runs)) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         done = [pool.submit(lease, shape, companion=companion) for shape, companion in runs]
         return int(sum(each.result() for each in done) < len(runs))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.daemon import Daemon, until
+from tests.system.lab import free_ports, lab
 
 pytestmark = pytest.mark.real
 HEAD = "balancers: {lab: {plugin: memory}}\n"
@@ -70,3 +72,29 @@ def test_a_program_is_not_believed_once_others_may_write_the_file(sidecar: Daemo
     sidecar.config.chmod(0o644)
     sidecar.start()
     until(lambda: set(sidecar.judgements().values()) == {"healthy"}, lambda: f"the program is asked\n{sidecar.log_text()}")
+
+
+def test_a_balancer_with_other_options_is_taken_over_without_a_word_of_trouble() -> None:
+    with lab("haproxy-2.8-none") as box:
+        agent, feed, other = free_ports(3)
+
+        def config(port: int) -> str:
+            return box.config().replace("}", f", agent: '127.0.0.1:{agent}', traffic: {{syslog: '127.0.0.1:{port}'}}}}", 1)
+
+        sidecar = box.running(config(feed))
+        box.kill(0)
+        box.wait_out(0)
+        until(lambda: sidecar.events("ejected"), "it is ours")
+
+        for port in (other, feed, other):
+            told = len(sidecar.events("config"))
+            sidecar.write(config(port))
+            sidecar.signal(signal.SIGHUP)
+            until(lambda told=told: len(sidecar.events("config")) > told, "it has read")  # type: ignore[misc]
+            # long enough for the self-check, four a second, to see whoever stands in the way
+            time.sleep(1.0)
+
+        assert [e["sentence"] for kind in ("self", "balancer") for e in sidecar.events(kind)] == []
+        assert box.in_rotation() == {1, 2, 3}
+        box.instances.start(0)
+        box.wait_in(0)
