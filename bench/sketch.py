@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 
@@ -116,7 +117,7 @@ def figures(rounds: int) -> Iterator[Figure]:
         yield Figure(f"one histogram of {VALUES:,} values, {name}", "bytes", [filled(stream).size_bytes])
     yield Figure("error guaranteed at every quantile", "%", [BOUND * 100], 1, 0.55)
     for rate in (1.0, 10.0):
-        yield Figure(f"an hour at {rate:g} a second: memory an instance", "KiB", [_hour_bytes(rate) / 1024])
+        yield Figure(f"an hour at {rate:g} a second: memory an instance", "KiB", [hour_bytes(rate) / 1024])
 
 
 def service(values: Sequence[float]) -> tuple[Latencies, list[Instance], float]:
@@ -154,7 +155,8 @@ def _asking_merged(latencies: Latencies, instances: Sequence[Instance], now: flo
     return [us / 1000 for us in each_us(ask, 2, rounds)]
 
 
-def _hour_bytes(rate: float) -> float:
+@cache
+def hour_bytes(rate: float) -> float:
     """What one instance's percentiles hold after an hour, by the resident memory of a process that has done nothing else."""
     done = subprocess.run([sys.executable, "-m", "bench.sketch", "--hour", str(rate)], capture_output=True, text=True, check=True)
     return float(done.stdout)

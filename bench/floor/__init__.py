@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from bench.daemon import NeverHappenedError, until
 from sidecar.demo import stage
 
 HERE = Path(__file__).parent
@@ -74,7 +75,8 @@ class Responder:
         self._process = subprocess.Popen([str(built / "responder"), str(self.port), str(path), str(delay_us)])
         try:
             stage.wait_for(self.port, "the responder")
-        except stage.StageError:
+            until(lambda: self.counts().accepted, "the responder counts our first call, which is nobody's", poll_s=0.001)
+        except (stage.StageError, NeverHappenedError):
             self.stop()
             raise
 
