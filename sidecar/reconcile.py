@@ -156,6 +156,9 @@ class Reconciler:
             self._recorder.batch(now, facts, decision)
         for ask in asks:
             self._prober.ask(ask)
+        if decision is not None:
+            self._carry_out(decision)
+        # what only counts and tells comes last: should it fail, nothing that was decided is lost
         measure(self._latencies, self.world, facts, now)
         self._on_facts(facts)
         if self._waiting and any(isinstance(fact, Journaled) for fact in facts):
@@ -164,7 +167,7 @@ class Reconciler:
                 if not future.done():
                     future.set_result(None)
         if decision is not None:
-            self._carry_out(decision)
+            self._on_decision(decision)
 
     def _carry_out(self, decision: Decision) -> None:
         self._keep_holds(decision)
@@ -173,7 +176,6 @@ class Reconciler:
         for name, changes in (decision.changes or {}).items():
             if (teller := self.tellers.get(name)) is not None:
                 teller.tell(changes)
-        self._on_decision(decision)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(decision.wake_at, self._wake)
@@ -183,17 +185,20 @@ class Reconciler:
 
     def _keep_holds(self, decision: Decision) -> None:
         """A decision tells the holds of the services it looked at; the others' last ones stand."""
-        for name in decision.services:
-            self._holds_of[name] = tuple(h for h in decision.holds if h.service == name)
+        found: dict[str, list[Hold]] = {name: [] for name in decision.services}
+        for hold in decision.holds:
+            if hold.service in found:
+                found[hold.service].append(hold)
+        self._holds_of.update((name, tuple(holds)) for name, holds in found.items())
         self.holds = tuple(h for name in self.world.services for h in self._holds_of.get(name, ()))
 
     # ---- write-ahead ----
 
     def _write_down(self, intents: tuple[Intent, ...]) -> None:
         """Intents that will touch a balancer or bind us go to disk first; what is only told needs none."""
-        binding = tuple(i for i in intents if is_binding(i))
-        if len(binding) < len(intents):
-            self.deliver((Journaled(tuple(i for i in intents if i not in binding), self._loop.time()),))
+        binding, told = tuple(filter(is_binding, intents)), tuple(i for i in intents if not is_binding(i))
+        if told:
+            self.deliver((Journaled(told, self._loop.time()),))
         if binding and not self._is_closed:
             writing = _Writing(binding)
             writing.timer = self._loop.call_later(JOURNAL_WITHIN_S, self._is_too_slow, writing)
@@ -267,4 +272,5 @@ class Reconciler:
 
 def is_binding(intent: Intent) -> bool:
     """Must this be on disk before it is acted on? What observe mode only tells need not."""
-    return not (intent.ejection is not None and not intent.ejection.enforced and intent.act in (Act.EJECT, Act.RETURN, Act.FORGET))
+    is_only_told = intent.ejection is not None and not intent.ejection.enforced
+    return not (is_only_told and intent.act in (Act.EJECT, Act.RETURN, Act.FORGET))
