@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
+import socket
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from tests.plugins.haproxy.lab import Box
+from tests.plugins.haproxy.lab import PATIENCE_S, Box, wait_for
 from tests.sim.differential_scripts import SHAPES, reset, script
-from tests.sim.haproxy import SimHaproxy
+from tests.sim.haproxy import REFUSED, SimHaproxy
 
 COPIES = 2
 """Backends of each shape. All checks together must stay so few that none comes due while we compare: they are spread over `INTER`."""
@@ -45,8 +46,8 @@ class Failure(NamedTuple):
 
 
 def backends(names: Iterable[str], texts: Mapping[str, Sequence[str]], more: Callable[[str], str] = lambda name: "") -> str:
-    """Configuration text of these backends; `more`: a line before all others."""
-    text = ["backend first", "    server s1 127.0.0.1:21001 check"]
+    """Configuration text of these backends, after one whose check is the only one due at the start; `more`: a line before all others."""
+    text = ["backend first", "    server s1 127.0.0.1:1 check"]
     for name in names:
         text += [f"backend {name}", *filter(None, [more(name)]), *(f"    {line}" for line in texts[name])]
     return "\n".join(text) + "\n"
@@ -64,28 +65,41 @@ def shapes() -> dict[str, Sequence[str]]:
 class Pair:
     """A real HAProxy and a simulated one of the same configuration; `both` keeps them in step."""
 
-    def __init__(self, version: str) -> None:
-        self.version = version
+    def __init__(self, version: str, simulated: str = "") -> None:
+        """`simulated`: another version for the simulated one, to see that it shows."""
+        self.simulated = simulated or version
         self.box = Box(
             version, backends(pools(), shapes()), extra_global="nbthread 1", defaults=f"default-server inter {INTER} agent-inter {INTER}"
         )
         self.sim = self._fresh()
 
     def _fresh(self) -> SimHaproxy:
-        return SimHaproxy((self.box.dir / "h.cfg").read_text(), self.version)
+        sim = SimHaproxy((self.box.dir / "h.cfg").read_text(), self.simulated)
+        sim.tick(0.0, lambda question: REFUSED)
+        wait_for(lambda: "L4CON" in self.box.cli("show stat first 4 -1"), "the one check that is due at the start has ended")
+        return sim
 
     def again(self) -> None:
         """Both as after a start."""
         self.box.restart()
         self.sim = self._fresh()
 
-    def both(self, line: str) -> tuple[str, str]:
-        """What the real and the simulated one answer, without what only a clock decides."""
-        real, sim = self.box.cli(line), self.sim.answer(line.encode() + b"\n", 0.0).decode()
-        return comparable(real), comparable(sim)
+    def both(self, line: str, level: str = "admin") -> tuple[str, str]:
+        """What the real and the simulated one answer on a socket of this level, without what only a clock decides."""
+        real = said(self.box.socket if level == "admin" else self.box.user_socket, line)
+        return comparable(real), comparable(self.sim.answer(line.encode() + b"\n", 0.0, level).decode())
 
     def close(self) -> None:
         self.box.close()
+
+
+def said(path: str, line: str) -> str:
+    """What a fresh connection reads after it has sent this line."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.connect(path)
+        connection.sendall(line.encode() + b"\n")
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
 
 def comparable(text: str) -> str:
@@ -105,12 +119,12 @@ def _rows(table: str) -> Iterator[str]:
     yield comparable(rest)
 
 
-def played(pair: Pair, pool: str, lines: Sequence[str]) -> str:
-    """'' or how the two differ while they play these lines from the common beginning on."""
+def played(pair: Pair, pool: str, lines: Sequence[str], level: str = "admin") -> str:
+    """'' or how the two differ while they play these lines, on a socket of this level, from the common beginning on."""
     if how := difference(*pair.both(f"{reset(pool)};show stat {pool} 6 -1"), "after the reset"):
         return how
     look = f"show servers state {pool}"
-    real, sim = pair.both(";".join([*(f"{line};{look}" for line in lines), f"show stat {pool} 6 -1"]))
+    real, sim = pair.both(";".join([*(f"{line};{look}" for line in lines), f"show stat {pool} 6 -1"]), level)
     return difference(real, sim, "in the course of the script")
 
 
@@ -140,14 +154,14 @@ def shrunk(lines: Sequence[T], still: Callable[[Sequence[T]], str], tries: int =
     return left, how
 
 
-def run(version: str, scripts: int, seed: int, most_failures: int = 10) -> list[Failure]:
-    """Plays so many scripts; the failures, each shrunken."""
-    pair = Pair(version)
+def run(version: str, scripts: int, seed: int, most_failures: int = 10, simulated: str = "") -> list[Failure]:
+    """Plays so many scripts; the failures, each shrunken. `simulated`: as for `Pair`."""
+    pair = Pair(version, simulated)
     names = pools()
     failures: list[Failure] = []
 
-    def still(pool: str, lines: Sequence[str]) -> str:
-        if how := played(pair, pool, lines):
+    def still(pool: str, lines: Sequence[str], level: str) -> str:
+        if how := played(pair, pool, lines, level):
             pair.again()
         return how
 
@@ -155,9 +169,11 @@ def run(version: str, scripts: int, seed: int, most_failures: int = 10) -> list[
         for number in range(scripts):
             pool = names[number % len(names)]
             lines = script(Random(f"{seed}/{number}"), pool, MOST_LINES)
-            if first := still(pool, lines):
-                least, how = shrunk(lines, lambda some, pool=pool: still(pool, some))  # type: ignore[misc]
-                failures.append(Failure(f"haproxy-{version} seed {seed} script {number} ({pool})", least, how or f"only once: {first}"))
+            level = "user" if number % 10 == 9 else "admin"
+            if first := still(pool, lines, level):
+                least, how = shrunk(lines, lambda some, pool=pool, level=level: still(pool, some, level))  # type: ignore[misc]
+                name = f"haproxy-{version} seed {seed} script {number} ({pool}, level {level})"
+                failures.append(Failure(name, least, how or f"only once: {first}"))
                 if len(failures) >= most_failures:
                     break
         return failures

@@ -58,23 +58,26 @@ class Agents:
     def __init__(self) -> None:
         self.words: dict[str, bytes] = {}
         self.port = 0
-        self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._up.wait()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         while not self.port:
             port = free_port()
             try:
-                self._loop.run_until_complete(asyncio.start_server(self._answer, "127.0.0.1", port, backlog=512))
+                server = await asyncio.start_server(self._answer, "127.0.0.1", port, backlog=512)
             except OSError:
                 continue
             self.port = port
         self._up.set()
-        self._loop.run_forever()
+        async with server:
+            await self._end.wait()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -86,9 +89,8 @@ class Agents:
             writer.close()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
-        self._loop.close()
 
 
 class Step(NamedTuple):
@@ -109,10 +111,10 @@ class Step(NamedTuple):
 class Pair:
     """The two, and what the servers of both are said to answer."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, copies: int) -> None:
         self.version = version
         self.agents = Agents()
-        self.names = [f"{shape}{number}" for number in range(COPIES) for shape in SHAPES]
+        self.names = [f"{shape}{number}" for number in range(copies) for shape in SHAPES]
         self.answers: dict[Ref, Verdict] = {}
         self.now = 0.0
         self.raced = 0
@@ -271,32 +273,37 @@ def step(random: Random, pool: str) -> Step:
     return Step(server=random.choice({"both": ("s1", "s2"), "follow": ("s3",)}[shape]), word=random.choice(WORDS))
 
 
-def run(version: str, scripts: int, seed: int, most_failures: int = 10) -> tuple[list[Failure], int]:
-    """Plays so many scripts of `STEPS` steps, one per backend at a time; the failures, and how often a check under way explained it."""
-    pair = Pair(version)
+def run(
+    version: str, scripts: int, seed: int, most_failures: int = 10, copies: int = COPIES, steps: int = STEPS
+) -> tuple[list[Failure], int]:
+    """Plays so many scripts of so many steps, one per backend at a time; the failures, and how often a check under way explained it.
+
+    `copies`: backends of each shape.
+    """
+    pair = Pair(version, copies)
     failures: list[Failure] = []
     raced = 0
     try:
         for number in range(-(-scripts // len(pair.names))):
-            failed = list(_round(pair, seed, number))
+            failed = list(_round(pair, seed, number, steps))
             raced, pair.raced = raced + pair.raced, 0
             failures += failed
             if len(failures) >= most_failures:
                 break
             if failed:
                 pair.close()
-                pair = Pair(version)
+                pair = Pair(version, copies)
         return failures, raced
     finally:
         pair.close()
 
 
-def _round(pair: Pair, seed: int, number: int) -> Iterator[Failure]:
+def _round(pair: Pair, seed: int, number: int, count: int) -> Iterator[Failure]:
     """One script in every backend, step by step, until one fails."""
     random = Random(f"{seed}/clock/{number}")
     pair.start()
     told: dict[str, list[str]] = {pool: [] for pool in pair.names}
-    for _ in range(STEPS):
+    for _ in range(count):
         steps = {pool: step(random, pool) for pool in pair.names}
         before = copy.deepcopy(pair.sim)
         pair.take({pool: [one] for pool, one in steps.items()})

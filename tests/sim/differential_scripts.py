@@ -69,13 +69,10 @@ PLACES = (
     "check-addr 127.0.0.2 port 21006", "agent-send hello", "agent-send",
 )  # fmt: skip
 LOOKS = (
-    "show cli level",
-    "show backend",
-    "show servers conn {pool}",
-    "show servers state nobody",
-    "show stat nobody 4 -1",
-    "get weight {ref}",
-)
+    "show cli level", "show backend", "show servers conn {pool}", "show servers state nobody", "show stat nobody 4 -1", "get weight {ref}",
+    "show stat {pool} 2 -1", "show stat -1 6 -1", "show servers state", "show stat {pool} x -1", "operator;set server {ref} state maint",
+    "user;show stat {pool} 6 -1",
+)  # fmt: skip
 WRONG = (
     "get weight {pool}",
     "set server {pool}/s9 state maint",

@@ -37,6 +37,7 @@ class Worker:
     """Seconds since the epoch at monotonic 0."""
     old: bool = False
     traffic: dict[Server, tables.Traffic] = field(default_factory=dict)
+    rows: tables.Rows = field(default_factory=dict)
     cut: list[Server] = field(default_factory=list)
     """Servers whose sessions were shut down, in order."""
 
@@ -70,10 +71,10 @@ class _Said(Exception):
 
 
 class _Talk:
-    """One connection; owns its level."""
+    """One connection; owns its level, which it may lower. What `show stat` shows goes by the socket's."""
 
     def __init__(self, worker: Worker, now: float, level: str) -> None:
-        self.worker, self.now, self.level = worker, now, level
+        self.worker, self.now, self.level, self.socket_level = worker, now, level, level
 
     def part(self, text: str) -> str:
         words = [re.sub(r"\\(.?)", r"\1", word) for word in re.findall(r"(?:\\.|[^ \t\\])+", text)]
@@ -138,8 +139,9 @@ class _Talk:
         return f"{self.level}\n"
 
     def lower_level(self, level: str) -> str:
-        if LEVELS.index(level) < LEVELS.index(self.level):
-            self.level = level
+        if LEVELS.index(level) > LEVELS.index(self.level):
+            return "Permission denied\n"
+        self.level = level
         return ""
 
     def show_states(self, words: Sequence[str]) -> str:
@@ -163,7 +165,7 @@ class _Talk:
         return f"5000 {self._traffic(server).current} 0 0 0 0 -1 0{' 0' * self.worker.config.threads}"
 
     def _traffic(self, server: Server) -> tables.Traffic:
-        return self.worker.traffic.get(server, tables.Traffic())
+        return self.worker.traffic.get(server, tables.NO_TRAFFIC)
 
     def show_backend(self, words: Sequence[str]) -> str:
         return "\n".join(["# name", *(p.name for p in self.worker.config.proxies.values() if p.has_servers), ""])
@@ -179,7 +181,7 @@ class _Talk:
             if chosen or number > 0:
                 proxies = chosen[:1]
             types = _leading(words[1])
-        return tables.stats(self.worker.version, proxies, types, self.level, self.now, self.worker.traffic)
+        return tables.stats(self.worker.version, proxies, types, self.socket_level, self.now, self.worker.traffic, self.worker.rows)
 
     def get_weight(self, words: Sequence[str]) -> str:
         server = self._find(words, needs_admin=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 
 class Op(IntEnum):
@@ -20,10 +20,9 @@ class Op(IntEnum):
     STOPPING = 3
 
 
-class Admin(IntFlag):
-    """The operator's axis. `CONFIGURED` only remembers `disabled` in the configuration."""
+class Admin:
+    """Bits of the operator's axis. `CONFIGURED` only remembers `disabled` in the configuration. Plain numbers: flags are slow."""
 
-    NONE = 0
     FORCED_MAINT = 0x01
     INHERITED_MAINT = 0x02
     CONFIGURED = 0x04
@@ -34,10 +33,9 @@ class Admin(IntFlag):
     DRAIN = 0x18
 
 
-class Check(IntFlag):
-    """What a check is doing."""
+class Check:
+    """Bits of what a check is doing."""
 
-    NONE = 0
     UNDER_WAY = 1
     CONFIGURED = 2
     ENABLED = 4
@@ -105,7 +103,7 @@ class Checker:
     inter_s: float = 2.0
     fast_s: float = 0.0
     down_s: float = 0.0
-    state: Check = Check.NONE
+    state: int = 0
     health: int = 0
     status: Status = Status.INI
     result: Result = Result.UNKNOWN
@@ -164,8 +162,8 @@ class Server:
     next_share: int = 1
     op: Op = Op.RUNNING
     next_op: Op = Op.RUNNING
-    admin: Admin = Admin.NONE
-    next_admin: Admin = Admin.NONE
+    admin: int = 0
+    next_admin: int = 0
     check: Checker = field(default_factory=Checker)
     agent: Checker = field(default_factory=lambda: Checker(rise=1, fall=1))
     is_backup: bool = False
@@ -275,7 +273,7 @@ class Server:
     def _tracks_stopped(self) -> bool:
         return self.tracked is not None and self.tracked.next_op is Op.STOPPED
 
-    def _raise(self, flag: Admin) -> None:
+    def _raise(self, flag: int) -> None:
         if self.next_admin & flag:
             return
         self.next_admin |= flag
@@ -286,7 +284,7 @@ class Server:
         for tracker in self._followers():
             tracker._raise(inherited)
 
-    def _lower(self, flag: Admin) -> None:
+    def _lower(self, flag: int) -> None:
         if not self.next_admin & flag:
             return
         self.next_admin &= ~flag
@@ -366,6 +364,6 @@ class Server:
         self.op, self.admin, self.share = self.next_op, self.next_admin, self.next_share
 
 
-def _kind(flag: Admin) -> tuple[Admin, Admin]:
+def _kind(flag: int) -> tuple[int, int]:
     """All flags of the same meaning, and the one that trackers get."""
     return (Admin.MAINT, Admin.INHERITED_MAINT) if flag & Admin.MAINT else (Admin.DRAIN, Admin.INHERITED_DRAIN)

@@ -24,7 +24,7 @@ def load(config: Config, text: str, now: float) -> None:
 def _take(server: Server, row: dict[str, str], now: float) -> None:
     server.now = now
     _take_op(server, Op(int(row["srv_op_state"])), int(row["srv_check_health"]))
-    was = Admin(int(row["srv_admin_state"])) & KEPT
+    was = int(row["srv_admin_state"]) & KEPT
     if (was ^ server.next_admin) & Admin.CONFIGURED:
         server.set_maint() if server.next_admin & Admin.CONFIGURED else server.set_ready()
     elif was & Admin.FORCED_MAINT and not server.next_admin & Admin.CONFIGURED:
@@ -37,7 +37,7 @@ def _take(server: Server, row: dict[str, str], now: float) -> None:
     server.changed = now - int(row["srv_time_since_last_change"])
     server.check.status, server.check.result = Status(int(row["srv_check_status"])), Result(int(row["srv_check_result"]))
     for checker, column in ((server.check, "srv_check_state"), (server.agent, "srv_agent_state")):
-        state = Check(int(row[column]))
+        state = int(row[column])
         if checker.state & state & Check.CONFIGURED and not state & Check.ENABLED:
             checker.state &= ~Check.ENABLED
     server.set_weight(int(row["srv_uweight"]) if first_weight == server.first_weight else server.weight)

@@ -30,6 +30,10 @@ _LAST = (
     "h1_total_streams h1_bytes_in h1_bytes_out h1_spliced_bytes_in h1_spliced_bytes_out"
 )
 STAT_COLUMNS = {"2.6": f"{_FIRST} {_LAST}".split(), "2.8": f"{_FIRST} {_SINCE_2_8} {_LAST}".split()}
+HEADERS = {version: f"# {','.join(columns)}," for version, columns in STAT_COLUMNS.items()}
+AGE = "\0"
+"""Stands where a time will."""
+
 
 _COUNTS = (
     "qcur qmax scur smax stot bin bout dresp econ eresp wretr wredis lbtot rate rate_max hrsp_1xx hrsp_2xx hrsp_3xx hrsp_4xx hrsp_5xx "
@@ -55,33 +59,73 @@ class Traffic(NamedTuple):
     status_5xx: int = 0
 
 
+NO_TRAFFIC = Traffic()
+
+
+class Row(NamedTuple):
+    """What `show stat` shows of a server as long as `key` stays so, in halves: between them stands what only time changes."""
+
+    key: object
+    stat: tuple[str, str]
+
+
+Rows = dict[Server, Row]
+"""A memory of rows: most servers look as they did at the last look."""
+
+
 def states(proxies: Iterable[Proxy], now: float) -> str:
     """The table of `show servers state`, which is also the content of a state file."""
-    rows = [_state(proxy, server, now) for proxy in proxies if proxy.has_servers for server in proxy.servers.values()]
-    return "\n".join(["1", f"# {STATE_COLUMNS}", *rows, ""])
+    lines = [_aged(_state(p, s), str(int(now) - int(s.changed))) for p in proxies if p.has_servers for s in p.servers.values()]
+    return "\n".join(["1", f"# {STATE_COLUMNS}", *lines, ""])
 
 
-def _state(proxy: Proxy, s: Server, now: float) -> str:
+def _aged(halves: tuple[str, str], age: str) -> str:
+    return f"{halves[0]}{age}{halves[1]}"
+
+
+def _state(proxy: Proxy, s: Server) -> tuple[str, str]:
     check, agent = s.check, s.agent
     return (
-        f"{proxy.number} {proxy.name} {s.number} {s.name} {s.host} {s.op:d} {s.admin:d} {s.weight} {s.first_weight} "
-        f"{int(now) - int(s.changed)} {check.status:d} {check.result:d} {check.health} {check.state:d} {agent.state:d} 0 "
-        f"{s.has_own_number:d} {s.hostname or '-'} {s.port} - 0 {check.port} {check.host or '-'} {agent.host or '-'} {agent.port}"
+        f"{proxy.number} {proxy.name} {s.number} {s.name} {s.host} {s.op:d} {s.admin} {s.weight} {s.first_weight} ",
+        f" {check.status:d} {check.result:d} {check.health} {check.state} {agent.state} 0 {s.has_own_number:d} {s.hostname or '-'} "
+        f"{s.port} - 0 {check.port} {check.host or '-'} {agent.host or '-'} {agent.port}",
     )
 
 
-def stats(version: str, proxies: Iterable[Proxy], types: int, level: str, now: float, traffic: Mapping[Server, Traffic]) -> str:
+def stats(version: str, proxies: Iterable[Proxy], types: int, level: str, now: float, traffic: Mapping[Server, Traffic], rows: Rows) -> str:
     """The table of `show stat`; `types` as there, negative = all."""
     columns = STAT_COLUMNS[version]
-    lines = [f"# {','.join(columns)},"]
+    lines = [HEADERS[version]]
     for proxy in proxies:
         if types & FRONTEND and not proxy.has_servers:
             lines.append(_csv(columns, _frontend(proxy), level))
         if types & SERVER:
-            lines += [_csv(columns, _server(proxy, s, now, traffic.get(s, Traffic())), level) for s in proxy.servers.values()]
+            for s in proxy.servers.values():
+                halves = _remembered(columns, proxy, s, level, traffic.get(s, NO_TRAFFIC), rows)
+                lines.append(_aged(halves, f"{int(now) - int(s.changed)},{_downtime(s, now)}"))
         if types & BACKEND and proxy.has_servers:
             lines.append(_csv(columns, _backend(proxy), level))
     return "\n".join([*lines, ""])
+
+
+def _remembered(columns: Sequence[str], proxy: Proxy, s: Server, level: str, traffic: Traffic, rows: Rows) -> tuple[str, str]:
+    first, own, agent = _first(s), s.check, s.agent
+    key = (
+        level, traffic, s.op, s.admin, s.weight, s.share, s.host, s.port, s.maxconn, s.failures, s.times_down,
+        own.state, own.health, own.status, own.code, own.said, agent.state, agent.health, agent.status, agent.code, agent.said,
+        first.op, first.check.state, first.check.health, first.agent.state, first.agent.health,
+    )  # fmt: skip
+    known = rows.get(s)
+    if known is None or known.key != key:
+        before, _, after = _csv(columns, _server(proxy, s, traffic), level).partition(f"{AGE},{AGE}")
+        known = rows[s] = Row(key, (before, after))
+    return known.stat
+
+
+def _downtime(s: Server, now: float) -> str:
+    if not s.check.is_on:
+        return ""
+    return str(int(s.down_s + (max(0, int(now) - int(s.changed)) if s.op is Op.STOPPED else 0)))
 
 
 def _csv(columns: Sequence[str], row: Mapping[str, str], level: str) -> str:
@@ -95,12 +139,12 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _server(proxy: Proxy, s: Server, now: float, traffic: Traffic) -> dict[str, str]:
+def _server(proxy: Proxy, s: Server, traffic: Traffic) -> dict[str, str]:
     row = {
         **_ZERO,
         "pxname": proxy.name, "svname": s.name, "type": "2", "pid": "1", "iid": str(proxy.number), "sid": str(s.number), "mode": proxy.mode,
         "slim": str(s.maxconn or ""), "status": status(s), "weight": str(s.share), "uweight": str(s.weight), "-": "-", "lastsess": "-1",
-        "act": str(int(not s.is_backup)), "bck": str(int(s.is_backup)), "lastchg": str(int(now) - int(s.changed)), "srid": "0",
+        "act": str(int(not s.is_backup)), "bck": str(int(s.is_backup)), "lastchg": AGE, "downtime": AGE, "srid": "0",
         "addr": f"[{s.host}]:{s.port}" if ":" in s.host else f"{s.host}:{s.port}",
         "ssl_sess": "0", "ssl_reused_sess": "0", "ssl_failed_handshake": "0",
         "scur": str(traffic.current), "req_tot": str(traffic.requests), "econ": str(traffic.connect_errors),
@@ -111,8 +155,7 @@ def _server(proxy: Proxy, s: Server, now: float, traffic: Traffic) -> dict[str, 
     if s.tracked is not None:
         row["tracked"] = f"{s.tracked.pool}/{s.tracked.name}"
     if s.check.is_on:
-        down = s.down_s + (max(0, int(now) - int(s.changed)) if s.op is Op.STOPPED else 0)
-        row |= {"chkfail": str(s.failures), "chkdown": str(s.times_down), "downtime": str(int(down))}
+        row |= {"chkfail": str(s.failures), "chkdown": str(s.times_down)}
     if s.check.is_shown:
         top = _checked(s)
         row |= _check("check", s.check) | {"last_chk": s.check.said}

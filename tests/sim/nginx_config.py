@@ -30,7 +30,7 @@ class Emergency(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One `server` of an upstream. `out`: '' or why it gets nothing new, `down` or `drain`; `late`: its name is resolved while nginx runs."""
+    """One `server` of an upstream. `out`: '' or why it gets nothing new: `down`, `drain`; `late`: its name is resolved as nginx runs."""
 
     address: str
     weight: int = 1
