@@ -28,7 +28,7 @@ from bench.floor import FloorError, Responder, ask_once, compile_all, raise_file
 from bench.peers import How, Job, Prober, floor
 from bench.peers.checkers import probers
 from bench.peers.install import install
-from bench.peers.ours import Sidecar, sidecar
+from bench.peers.ours import Sidecar, mixed, sidecar
 from bench.sketch import hour_bytes
 from sidecar.demo import stage
 
@@ -45,6 +45,8 @@ STEPS = (5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 60_000, 
 SUSTAINED = 0.95
 MOST_TARGETS = 1000
 SLOW_US = 200
+FAIL_FROM = 248
+"""Three of each 250 addresses; those behind TLS are called by another name and do well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +125,24 @@ class Cell:
 # ---- one measurement ----
 
 
-def steady(prober: Prober, targets: int, interval_s: float, *, delay_us: int = 0, pinned: bool = False, at_length: bool = False) -> Entry:
+def steady(
+    prober: Prober,
+    targets: int,
+    interval_s: float,
+    *,
+    delay_us: int = 0,
+    pinned: bool = False,
+    at_length: bool = False,
+    fail_from: int = 256,
+) -> Entry:
     """Asked at a fixed rate. `delay_us`: of each answer, and then what ours recorded of it is looked up.
 
-    `at_length`: of ours also how late it was, and its memory after an hour.
+    `at_length`: of ours also how late it was, and its memory after an hour. `fail_from`: the last bytes of addresses that fail.
     """
 
     def measure(setting: Setting) -> Sample:
         with tempfile.TemporaryDirectory(prefix="lbs-") as folder:
-            responder = Responder(setting.built, Path(folder), delay_us=delay_us)
+            responder = Responder(setting.built, Path(folder), delay_us=delay_us, fail_from=fail_from)
             try:
                 job = Job(responder.asked(targets), interval_s, Path(folder), setting.built)
                 return _asked(setting, prober, job, responder, pinned, at_length, recorded=bool(delay_us))
@@ -346,6 +357,12 @@ def cells() -> list[Cell]:
                 Entry("10,000 targets", steady(here[kept], 10_000, 2.0).measure),
             ],
             [Aim("CPU per probe, 10,000 vs 100 targets", ratio("cpu_us", "10,000 targets", "100 targets"), 1.2, 1.0)],
+        ),
+        Cell(
+            "mixed",
+            "as kept, but 20 % must answer a certain JSON, 10 % are asked over TLS, 0.9 % fail",
+            [steady(mixed(), 1000, 0.1, fail_from=FAIL_FROM), steady(here[kept], 1000, 0.1)],
+            [Aim("CPU per probe vs plain ones", ratio("cpu_us", mixed().name, kept), 1.5, 1.5)],
         ),
     ]
 

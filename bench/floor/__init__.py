@@ -65,14 +65,14 @@ def addresses(n: int) -> list[str]:
 class Responder:
     """Answers on all loopback addresses at `port` until `stop`. Start by constructing."""
 
-    def __init__(self, built: Path, folder: Path, *, delay_us: int = 0) -> None:
-        """`built`: where `compile_all` put it; `delay_us`: from each request to its answer."""
+    def __init__(self, built: Path, folder: Path, *, delay_us: int = 0, fail_from: int = 256) -> None:
+        """`built`: where `compile_all` put it; `delay_us`: from each request to its answer; `fail_from`: last bytes of who always fails."""
         [self.port] = stage.free_ports(1)
         path = folder / f"counters-{self.port}"
         path.write_bytes(bytes(_COUNTERS.size))
         with path.open("r+b") as file:
             self._counters = mmap.mmap(file.fileno(), _COUNTERS.size)
-        self._process = subprocess.Popen([str(built / "responder"), str(self.port), str(path), str(delay_us)])
+        self._process = subprocess.Popen([str(built / "responder"), str(self.port), str(path), str(delay_us), str(fail_from)])
         try:
             stage.wait_for(self.port, "the responder")
             until(lambda: self.counts().accepted, "the responder counts our first call, which is nobody's", poll_s=0.001)

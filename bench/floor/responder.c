@@ -1,10 +1,11 @@
 /* Answers probes as cheaply as the kernel allows, and counts them.
 
-   responder PORT COUNTERS [DELAY_US]
+   responder PORT COUNTERS [DELAY_US [FAIL_FROM]]
 
    Listens on every loopback address at PORT. COUNTERS: a file of three uint64 in our byte order, shared with whoever reads it: requests,
    connections accepted, requests that were refused a 200. DELAY_US: each answer leaves so long after its request came; the process
-   then spins, for a timer would be late. /fail gives 503, /json a JSON body, everything else "ok". */
+   then spins, for a timer would be late. /fail gives 503, /json a JSON body, everything else "ok". FAIL_FROM: addresses whose last byte
+   is this or more give 503 whatever they are asked. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +29,7 @@ struct connection {
     uint8_t has_begun;
     char kind;          /* the first letter of the path */
     uint8_t closes;
+    uint8_t fails;      /* whatever it is asked */
 };
 
 struct waiting {
@@ -40,7 +42,7 @@ static struct connection connections[MOST];
 static struct waiting ring[WAITING];
 static uint32_t head, tail;
 static uint64_t *counters, delay_ns;
-static int poller;
+static int poller, fail_from = 256;
 
 static const char OK[] = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Type: text/plain\r\n\r\nok\n";
 static const char JSON[] = "HTTP/1.1 200 OK\r\nContent-Length: 15\r\nContent-Type: application/json\r\n\r\n{\"status\":\"ok\"}";
@@ -90,7 +92,7 @@ static void take(int fd) {
     if (!one->has_begun) {
         one->has_begun = 1;
         one->closes = 0;
-        one->kind = size > 5 ? got[5] : 0;
+        one->kind = one->fails ? 'f' : size > 5 ? got[5] : 0;
     }
     one->closes |= strcasestr(got, "\nconnection: close") != NULL;
     for (ssize_t i = 0; i < size; i++) {
@@ -106,6 +108,14 @@ static void take(int fd) {
     }
 }
 
+/* Of the address that was called. */
+static int last_byte(int fd) {
+    struct sockaddr_in here;
+    socklen_t size = sizeof here;
+    getsockname(fd, (void *)&here, &size);
+    return (int)(ntohl(here.sin_addr.s_addr) & 255);
+}
+
 static void accept_all(int listener) {
     int fd;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
@@ -115,7 +125,7 @@ static void accept_all(int listener) {
             continue;
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        connections[fd] = (struct connection){.life = connections[fd].life};
+        connections[fd] = (struct connection){.life = connections[fd].life, .fails = fail_from < 256 && last_byte(fd) >= fail_from};
         struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
         epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
         counters[1]++;
@@ -136,7 +146,7 @@ static int open_listener(int port) {
 
 int main(int argc, char **argv) {
     if (argc < 3) {
-        fprintf(stderr, "responder PORT COUNTERS [DELAY_US]\n");
+        fprintf(stderr, "responder PORT COUNTERS [DELAY_US [FAIL_FROM]]\n");
         return 2;
     }
     int listener = open_listener(atoi(argv[1])), file = open(argv[2], O_RDWR);
@@ -145,6 +155,7 @@ int main(int argc, char **argv) {
         perror(argv[2]);
         return 1;
     }
+    fail_from = argc > 4 ? atoi(argv[4]) : 256;
     delay_ns = argc > 3 ? (uint64_t)atoll(argv[3]) * 1000u : 0;
     poller = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, events[EVENTS];

@@ -23,7 +23,7 @@ from bench.engine_plot import draw
 from bench.floor import FloorError, Responder, ask_once, compile_all
 from bench.peers import Job, Prober, floor
 from bench.peers.checkers import probers
-from bench.peers.ours import Sidecar, sidecar
+from bench.peers.ours import Sidecar, mixed, sidecar
 
 OURS, FLOOR = "lb-sidecar (kept)", "C floor (kept)"
 SETTING = engine.Setting(Path(), 0.1, 0.0)
@@ -69,6 +69,16 @@ def test_the_responder_counts_requests_connections_and_refusals_at_every_loopbac
 
     assert found == [(200, b"ok\n"), (200, b'{"status":"ok"}'), (503, b"no\n")]
     assert responder.counts().since(before) == (3, 3, 1)
+
+
+def test_some_addresses_fail_whatever_they_are_asked(built: Path, tmp_path: Path) -> None:
+    responder = Responder(built, tmp_path, fail_from=248)
+    try:
+        found = [get(f"127.1.0.{last}", responder.port, "/json")[0] for last in (247, 248, 250)]
+    finally:
+        responder.stop()
+
+    assert found == [200, 503, 503]
 
 
 def test_a_kept_connection_and_a_request_in_pieces_are_each_counted_once(responder: Responder) -> None:
@@ -119,6 +129,20 @@ def test_each_prober_asks_every_target_in_the_way_it_says(prober: Prober, built:
     # what is under way at either moment may count on one side only; a kept connection is renewed now and then
     assert found.accepted >= found.requests - 3 if prober.how == "fresh" else found.accepted <= found.requests / 3
     assert found.failed == 0 and not running.is_alive
+
+
+def test_the_mixed_crowd_is_asked_in_three_ways_and_all_are_well(built: Path, responder: Responder, tmp_path: Path) -> None:
+    running = mixed().start(Job(responder.asked(200), 0.5, tmp_path, built))
+    assert isinstance(running, Sidecar)
+    try:
+        until(lambda: running.daemon.ask("/readyz")[0] == 200, lambda: running.daemon.log_text()[-2000:])
+        found = {name: running.daemon.ask(f"/api/v1/services/{name}")[1]["instances"].values() for name in running.services}
+    finally:
+        running.stop()
+
+    judgements = {name: {each["judgement"] for each in them} for name, them in found.items()}
+    assert set(map(frozenset, judgements.values())) == {frozenset({"healthy"})}
+    assert not running.is_alive
 
 
 def test_what_children_use_is_counted_and_what_ended_threads_used_as_well() -> None:
