@@ -102,6 +102,8 @@ class App:
         self._reloading = asyncio.Lock()
         self._options: dict[str, BalancerOptions] = {}
         self._pools_known: dict[str, frozenset[str]] = {}
+        self._services_at: dict[tuple[str, str], list[str]] = {}
+        """By balancer and pool; and by balancer alone, where the pool is ""."""
         self._tasks = Supervisor()
         self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
@@ -257,6 +259,10 @@ class App:
     def _follow_config(self) -> None:
         """Drivers and sources as the configuration has them now."""
         policy = self._policy()
+        self._services_at = {}
+        for name, service in policy.services.items():
+            for place in {*service.pools, *((balancer, "") for balancer, _ in service.pools)}:
+                self._services_at.setdefault(place, []).append(name)
         for name in [n for n in self.drivers if n not in self.config.balancers]:
             self._drop_driver(name)
         for name, options in self.config.balancers.items():
@@ -514,16 +520,17 @@ class App:
 
     def _instance_of(self, balancer: str, where: Ref | Address) -> Instance | None:
         """Whose a request was: by server, or by address where the feed knows no more."""
-        picture = self.reconciler.world.balancers.get(balancer)
-        seen = picture.seen.get(where) if picture is not None and isinstance(where, Ref) else None
-        address = seen.address if seen is not None else where if isinstance(where, Address) else None
-        for name, policy in self.reconciler.world.policy.services.items():
-            pools = [pool for owner, pool in policy.pools if owner == balancer]
-            if address is None or not pools or (isinstance(where, Ref) and where.pool not in pools):
-                continue
-            if (found := Instance(name, address)) in self.reconciler.world.services[name].instances:
-                return found
-        return None
+        world, pool = self.reconciler.world, ""
+        if isinstance(where, Ref):
+            picture = world.balancers.get(balancer)
+            seen = picture.seen.get(where) if picture is not None else None
+            if seen is None or seen.address is None:
+                return None
+            pool, address = where.pool, seen.address
+        else:
+            address = where
+        found = (Instance(name, address) for name in self._services_at.get((balancer, pool), ()))
+        return next((each for each in found if each.service in world.services and each in world.services[each.service].instances), None)
 
     def _samples(self) -> Iterator[Sample]:
         world = self.reconciler.world

@@ -45,9 +45,10 @@ class Row:
 
 
 class Lab:
-    """Indexes from 0; server i+1 of pool `shop` stands for instance i."""
+    """Indexes from 0; server i+1 of pool `shop` stands for instance i. `log`: the port to which the balancer sends a line per request."""
 
-    def __init__(self, shape: str, n: int) -> None:
+    def __init__(self, shape: str, n: int, log: int | None = None) -> None:
+        self.log = log
         kind, version, *axis = shape.split("-")
         self.folder = Path(tempfile.mkdtemp(prefix="lbs-"))
         self.folder.chmod(0o755)
@@ -78,9 +79,9 @@ class Lab:
 
     def start_balancer(self) -> None:
         if self.binary.kind == "haproxy":
-            self.balancer = stage.start_haproxy(self.binary, self.folder, self.ports, axis=self.axis, listen=self.listen)
+            self.balancer = stage.start_haproxy(self.binary, self.folder, self.ports, axis=self.axis, listen=self.listen, log=self.log)
         else:
-            self.balancer = stage.start_nginx(self.binary, self.folder, self.ports, listen=self.listen)
+            self.balancer = stage.start_nginx(self.binary, self.folder, self.ports, listen=self.listen, log=self.log)
 
     def close(self) -> None:
         for daemon in self.daemons:
@@ -164,8 +165,8 @@ class Lab:
 
 
 @contextmanager
-def lab(shape: str, n: int = 4) -> Iterator[Lab]:
-    box = Lab(shape, n)
+def lab(shape: str, n: int = 4, log: int | None = None) -> Iterator[Lab]:
+    box = Lab(shape, n, log)
     try:
         box.start()
         yield box
