@@ -32,7 +32,9 @@ from bench.peers.ours import Sidecar, mixed, sidecar
 from bench.sketch import hour_bytes
 from sidecar.demo import stage
 
-PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "probing.svg"
+PAGE, PICTURE = Path("performance.md"), Path("pictures") / "probing.svg"
+"""In the folder of the docs."""
+BEGIN, END = "<!-- bench-engine: written by `python -m bench.engine --doc`; edits are lost -->", "<!-- /bench-engine -->"
 OURS = "lb-sidecar"
 WARM_WITHIN_S = 20.0
 WARM = 0.9
@@ -92,6 +94,7 @@ class Entry:
 
 
 Results = Mapping[str, Sequence[Sample]]
+Told = tuple[str, Results]
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +436,13 @@ def panel(cell: Cell, results: Results) -> Panel:
 
 
 def missed(cell: Cell, results: Results, margin: float) -> list[str]:
-    """Aims missed beyond noise: even our best round by the others' worst is over `margin` times what must be."""
+    """Aims missed beyond noise: even our best round by the others' worst is over `margin` times what must be.
+
+    Nothing where others kept us from what we were asked to do: the cost of what stands still anyway is then shared by too few probes.
+    """
+    if not keeps_up(results) and any(sample.others > OTHERS_MOST for samples in results.values() for sample in samples):
+        print(f"{cell.name}: this machine was busy with something else: not judged")
+        return []
     wrong = []
     for aim in cell.aims:
         best = aim.value({name: [_extreme(rows, min if name.startswith(OURS) else max)] for name, rows in results.items() if rows})
@@ -483,11 +492,28 @@ def write(path: Path, when: str, results: Mapping[str, Results]) -> None:
     path.write_text(json.dumps({**before, **fresh}, indent=1) + "\n")
 
 
-def read(path: Path) -> dict[str, dict[str, list[Sample]]]:
-    """What `write` wrote."""
-    return {
-        cell: {n: [Sample(**s) for s in rows] for n, rows in found["rows"].items()} for cell, found in json.loads(path.read_text()).items()
-    }
+def read(path: Path) -> dict[str, Told]:
+    """What `write` wrote: by cell, when and how it was measured, and its rows."""
+    told = json.loads(path.read_text())
+    return {cell: (it["when"], {n: [Sample(**s) for s in rows] for n, rows in it["rows"].items()}) for cell, it in told.items()}
+
+
+def document(told: Mapping[str, Told], docs: Path) -> None:
+    """Tables into the page, between the two marks it must have, and the picture beside it."""
+    shown = [(cell, *told[cell.name]) for cell in cells() if cell.name in told]
+    page = (docs / PAGE).read_text()
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise FloorError(f"{docs / PAGE} has no place for the tables: a line {BEGIN} and a line {END}")
+    tables = "\n\n".join(f"{table(cell, rows)}\n\n{_rounds(rows)}, {when}." for cell, when, rows in shown)
+    (docs / PAGE).write_text(f"{head}{BEGIN}\n{tables}\n{END}{tail}")
+    (docs / PICTURE).parent.mkdir(exist_ok=True)
+    (docs / PICTURE).write_text(draw([panel(cell, rows) for cell, _, rows in shown if cell.field]))
+
+
+def _rounds(rows: Results) -> str:
+    return f"{max(len(samples) for samples in rows.values())} rounds"
 
 
 def main() -> int:
@@ -499,11 +525,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells only")
     parser.add_argument("--quick", action="store_true", help="kept and fresh against the C floor and HAProxy; 1 = far beyond what must be")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every sample, as JSON; other cells in it stay")
-    parser.add_argument("--tell", type=Path, metavar="FILE", help="measure nothing: tables and picture of what --json wrote")
-    parser.add_argument("--picture", type=Path, default=PICTURE, metavar="FILE", help="where the picture goes (docs/pictures/probing.svg)")
+    parser.add_argument("--tell", type=Path, metavar="FILE", help="measure nothing: the tables of what --json wrote")
+    parser.add_argument("--doc", type=Path, metavar="DOCS", help="with --tell: tables and picture into this folder's performance.md, too")
     asked = parser.parse_args()
+    if asked.doc is not None and asked.tell is None:
+        parser.error("--doc goes with --tell: measure with --json FILE first")
     if asked.tell is not None:
-        return tell(read(asked.tell), asked.picture)
+        return tell(read(asked.tell), asked.doc)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     raise_file_limit(12_000)
     if not asked.quick:
@@ -516,37 +544,30 @@ def main() -> int:
         compile_all(Path(folder))
         if asked.quick:
             return quick(chosen, Setting(Path(folder), 1.5, 0.0), min(asked.rounds, 3))
-        return measure_all(chosen, Setting(Path(folder), asked.window, MIXING_MOST_S), asked.rounds, asked.json, asked.picture)
+        return measure_all(chosen, Setting(Path(folder), asked.window, MIXING_MOST_S), asked.rounds, asked.json)
 
 
-def measure_all(chosen: Sequence[Cell], setting: Setting, rounds: int, file: Path | None, picture: Path) -> int:
+def measure_all(chosen: Sequence[Cell], setting: Setting, rounds: int, file: Path | None) -> int:
     print(f"probing: {rounds} rounds of {setting.window_s:g} s, {load_line()}\n", flush=True)
-    results: dict[str, Results] = {}
     for cell in chosen:
-        results[cell.name] = run(cell, setting, rounds)
-        print(table(cell, results[cell.name]) + "\n", flush=True)
-        if file is not None:
-            write(file, load_line(), {cell.name: results[cell.name]})
-    if len(chosen) == len(cells()):
-        _draw(results, picture)
+        results = run(cell, setting, rounds)
+        print(table(cell, results) + "\n", flush=True)
+        if file is not None and results:
+            write(file, load_line(), {cell.name: results})
     print(f"at the end {load_line()}")
     return 0
 
 
-def tell(results: Mapping[str, Results], picture: Path) -> int:
+def tell(told: Mapping[str, Told], docs: Path | None) -> int:
     for cell in cells():
-        if cell.name in results:
-            print(table(cell, results[cell.name]) + "\n")
-    _draw(results, picture)
+        if cell.name in told:
+            print(table(cell, told[cell.name][1]) + "\n")
+    if docs is not None:
+        document(told, docs)
     return 0
 
 
-def _draw(results: Mapping[str, Results], picture: Path) -> None:
-    picture.parent.mkdir(exist_ok=True)
-    picture.write_text(draw([panel(cell, results[cell.name]) for cell in cells() if cell.name in results and cell.field]))
-
-
-QUICK_MARGIN = 2.0
+QUICK_MARGIN, OTHERS_MOST = 2.0, 0.3
 
 
 def quick_cells() -> list[Cell]:

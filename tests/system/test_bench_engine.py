@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -200,8 +201,10 @@ def test_who_makes_fewer_probes_than_asked_is_not_praised_in_silence() -> None:
 def test_quick_fails_on_what_noise_cannot_explain_and_on_nothing_else() -> None:
     one_good_round = {OURS: [sample(900), sample(52)], FLOOR: [sample(1), sample(10)]}
     all_far_off = {OURS: [sample(54), sample(60)], FLOOR: [sample(9), sample(10)]}
+    starved = {OURS: [replace(sample(60, 10), others=1.8)], FLOOR: [sample(9)]}
 
-    assert missed(CELL, one_good_round, 2.0) == []
+    assert missed(CELL, one_good_round, 2.0) == missed(CELL, starved, 2.0) == []
+    assert missed(CELL, {**starved, OURS: [sample(60, 10)]}, 2.0) != []
     assert missed(CELL, all_far_off, 2.0) == ["kept: CPU per probe vs C floor: 5.40 at best, 2.6 x 2 allowed"]
 
 
@@ -246,7 +249,28 @@ def test_what_was_written_of_other_cells_stays(tmp_path: Path) -> None:
     write(file, "then", {"kept": {OURS: [sample(20)]}, "calm": {OURS: [sample(30)]}})
     write(file, "now", {"kept": {OURS: [sample(25)]}})
 
-    assert read(file) == {"kept": {OURS: [sample(25)]}, "calm": {OURS: [sample(30)]}}
+    assert read(file) == {"kept": ("now", {OURS: [sample(25)]}), "calm": ("then", {OURS: [sample(30)]})}
+
+
+def test_the_page_gets_its_tables_between_its_marks_and_nothing_else_changes(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{engine.BEGIN}\nold\n{engine.END}\nafter\n")
+    engine.document({"kept": ("2026-11-24", {OURS: [sample(25)]})}, tmp_path)
+    once = page.read_text()
+    engine.document({"kept": ("2026-11-24", {OURS: [sample(25)]})}, tmp_path)
+
+    assert page.read_text() == once and once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once
+    assert "| lb-sidecar (kept) | 100 |" in once and "1 rounds, 2026-11-24." in once
+    assert (tmp_path / "pictures" / "probing.svg").read_text().startswith("<svg")
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "performance.md").write_text("mine")
+
+    with pytest.raises(FloorError, match="no place for the tables"):
+        engine.document({"kept": ("now", {OURS: [sample(25)]})}, tmp_path)
+
+    assert (tmp_path / "performance.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("stream", ["lognormal", "bimodal", "heavy-tailed", "constant"])
