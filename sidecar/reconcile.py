@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from lbplugins.values import Change, Ref
@@ -209,14 +210,7 @@ class Reconciler:
         self._write_down(tuple(Intent(Act.FORGET, self._loop.time(), "sidecar", why, e.instance, e) for e in ejections))
 
     def _append(self, writing: _Writing) -> None:
-        error = ""
-        try:
-            self._journal.append(writing.intents)
-        except JournalError as failure:
-            error = str(failure)
-        except Exception as failure:  # whatever it was, these intents wait for a word, and are not on disk
-            log.exception("the intents journal failed")
-            error = f"{type(failure).__name__}: {failure}"
+        error = _fault_of(partial(self._journal.append, writing.intents))
         with contextlib.suppress(RuntimeError):  # our loop is gone: the next start reads it from the disk
             self._loop.call_soon_threadsafe(self._written, writing, error)
 
@@ -252,11 +246,7 @@ class Reconciler:
         self.try_journal()
 
     def _try(self) -> None:
-        error = ""
-        try:
-            self._journal.compact()
-        except JournalError as failure:
-            error = str(failure)
+        error = _fault_of(self._journal.compact)
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._tried, error)
 
@@ -268,6 +258,18 @@ class Reconciler:
     def notes_of(self, balancer: str) -> dict[Ref, str]:
         """The last journaled note of each server of this balancer."""
         return {server.ref: note for server, note in self.world.notes.items() if server.balancer == balancer}
+
+
+def _fault_of(write: Callable[[], None]) -> str:
+    """Why it could not be written, "" = it was. Whatever it is, somebody waits for a word."""
+    try:
+        write()
+    except JournalError as failure:
+        return str(failure)
+    except Exception as failure:
+        log.exception("the intents journal failed")
+        return f"{type(failure).__name__}: {failure}"
+    return ""
 
 
 def is_binding(intent: Intent) -> bool:

@@ -59,3 +59,35 @@ async def test_a_counter_that_fails_costs_no_later_turn(broken: str) -> None:
         reconciler.finish()
 
     assert prober.asks and errors
+
+
+class Blunt(Paper):
+    """A journal that fails with what nobody expected, a few times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def compact(self) -> None:
+        if self.times:
+            self.times -= 1
+            raise ZeroDivisionError("blunt")
+
+
+async def test_a_journal_that_fails_oddly_is_tried_again() -> None:
+    reconciler = Reconciler(
+        prober=Asked(), journal=Blunt(2), recorder=None, latencies=Latencies(), on_decision=lambda _: None, on_facts=lambda _: None
+    )
+    faults = []
+    try:
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                reconciler.journal_fault = "not yet"
+                reconciler.try_journal()
+                while reconciler.journal_fault == "not yet":
+                    await asyncio.sleep(0.01)
+                faults.append(reconciler.journal_fault)
+    finally:
+        reconciler.close()
+        reconciler.finish()
+
+    assert faults == ["ZeroDivisionError: blunt", "ZeroDivisionError: blunt", ""]

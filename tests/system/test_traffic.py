@@ -19,7 +19,7 @@ def told(sidecar: Daemon, source: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@pytest.mark.parametrize("shape", ["haproxy-2.6-check", "haproxy-2.8-none", "nginx-1.22", "nginx-1.31"])
+@pytest.mark.parametrize("shape", ["haproxy-2.8-none", "nginx-1.31"])
 def test_real_requests_are_heard_and_told_by_instance(shape: str) -> None:
     (port,) = free_ports(1)
     with lab(shape, 2, port) as box:
