@@ -54,8 +54,9 @@ OURS_SAID = (0x01, 0x08)
 
 STOPPED, STARTING, RUNNING = 0, 1, 2
 
-TAKES_WEIGHTS = ("roundrobin", "leastconn", "random")
-"""Algorithms whose weights can be cut while they run. Hashes refuse it, or would move every client."""
+TAKES_WEIGHTS = ("roundrobin", "leastconn", "random", "unknown")
+"""Algorithms whose weights can be cut while they run, as `show stat` names them: `balance random` is `unknown` there. Hashes refuse it,
+or would move every client."""
 
 OUR_WORD = "lb-sidecar"
 """How the reason in an agent's answer begins when it is ours."""

@@ -446,6 +446,19 @@ async def test_a_pool_named_like_a_number_and_hashed_pools(version: str, origin:
         box.close()
 
 
+async def test_a_random_pool_is_cut_though_haproxy_does_not_name_its_algorithm(version: str, origin: Origin) -> None:
+    box, ref = Box(version, f"backend r\n    balance random\n    server x 127.0.0.1:{origin.port} weight 100"), Ref("r", "x")
+    try:
+        async with sidecar(box.socket) as ours:
+            assert (await ours.look(ref)).grain_pct == 1
+
+            await ours.make(ref, Setting(FULL, 40))
+
+            assert box.weight(ref) == 40
+    finally:
+        box.close()
+
+
 async def test_hundreds_of_servers_in_one_apply(version: str, origin: Origin) -> None:
     box = Box(version, "backend e\n" + "\n".join(f"    server s{n} 127.0.0.1:{origin.port} weight 100" for n in range(450)))
     tap = Tap(str(box.dir / "tap.sock"), box.socket)
