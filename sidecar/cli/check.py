@@ -17,7 +17,7 @@ from sidecar.cli.show import Output, span, text
 from sidecar.cli.survey import TYPICAL, Server, Survey, Surveyed, on_paper, survey
 from sidecar.config import schema
 from sidecar.config.effective import effective
-from sidecar.config.load import DEFAULT_PATH, Loaded, find_config, load, unusable_here
+from sidecar.config.load import DEFAULT_PATH, Loaded, find_config, lacking_here, load
 from sidecar.config.problems import ConfigError, Problem, Severity
 from sidecar.core.arithmetic import ASSUMED_ANSWER_S, JOIN_S, Arithmetic, Failure, Span
 from sidecar.core.policy import Mode
@@ -82,7 +82,7 @@ async def _report(loaded: Loaded, *, offline: bool) -> Report:
         return Report(loaded, loaded.problems)
     if offline:
         return Report(loaded, loaded.problems, None, *on_paper(loaded.config))
-    problems = (*loaded.problems, *unusable_here(loaded))
+    problems = (*loaded.problems, *lacking_here(loaded))
     found = await survey(loaded.config, loaded.files, os.environ)
     return Report(loaded, problems, found, found.services, found.later)
 

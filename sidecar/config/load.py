@@ -154,9 +154,14 @@ def unreadable_secrets(loaded: Loaded, env: Mapping[str, str] = os.environ) -> l
     return problems
 
 
-def unusable_here(loaded: Loaded, env: Mapping[str, str] = os.environ) -> list[Problem]:
-    """What keeps a valid configuration from being run by this user on this machine; nothing of an invalid one."""
+def lacking_here(loaded: Loaded, env: Mapping[str, str] = os.environ) -> list[Problem]:
+    """What this user lacks on this machine for a valid configuration; nothing of an invalid one."""
     return [*unreadable_secrets(loaded, env), *_distrusted_programs(loaded)] if loaded.config is not None else []
+
+
+def unusable_here(loaded: Loaded, env: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Of that, what keeps it from being run: not the secret of a sink, which is only tried again."""
+    return [problem for problem in lacking_here(loaded, env) if not problem.path.startswith("publish.")]
 
 
 def _distrusted_programs(loaded: Loaded) -> list[Problem]:
