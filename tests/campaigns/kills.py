@@ -25,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bench.daemon import Daemon, NeverHappenedError, until
+from sidecar.demo.stage import StageError
 from tests.system.lab import Lab, lab
 from tests.system.test_hostile_ends import in_force
 
@@ -37,6 +38,7 @@ STORY_S = 2.5
 READY_WITHIN_S = 3.0
 """While no instance hangs: who does takes three timeouts of 1 s until he is known, and the cold start waits for him."""
 PEACE_WITHIN_S = 60.0
+MOST_FAULTS = 3
 CALM_S = 0.3
 POLICY = "{hold_down: {first: 100ms, max: 200ms}, flapping: {burst: 1000, per_minute: 600}, velocity: {hard: 100ms}}"
 SERVICE = f"  shop: {{balancer: edge, probe: {{http: /health}}, policy: {POLICY}}}\n"
@@ -185,6 +187,8 @@ class Tally:
     """Those that came to be ready."""
     peace_s: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    broken: int = 0
+    """Stacks that could not go on for want of a port or of time."""
 
 
 class Stack:
@@ -320,20 +324,28 @@ class Stack:
         return tuple((r.address, r.op, r.admin, r.weight, r.check & ~UNDER_WAY) for _, r in sorted(self.box.rows().items()))
 
 
-def run(shape: str, kills: int, seed: int) -> Tally:
-    """Stories on one stack until so many kills are done."""
+def run(shape: str, kills: int, seed: int, until_s: float = float("inf")) -> Tally:
+    """Stories until so many kills are done, or the clock (monotonic) says `until_s`. Each fault costs a stack; then with a new one."""
     tally = Tally(shape)
-    try:
-        with lab(shape, N) as box:
-            sidecar = box.running(box.config(service=SERVICE))
-            stack = Stack(box, sidecar, tally)
-            while tally.kills < kills:
-                stack.play(story(seed, aim_s=0.3 if box.binary.kind == "nginx" else 0.03))
-                seed += 1
-            if "Traceback" in sidecar.log_text():
-                tally.faults.append(f"{shape}: a traceback\n{sidecar.log_text()[-3000:]}")
-    except NeverHappenedError as error:
-        tally.faults.append(f"{shape} seed {seed}: {error}")
+    while tally.kills < kills and time.monotonic() < until_s and len(tally.faults) < MOST_FAULTS:
+        try:
+            with lab(shape, N) as box:
+                sidecar = box.running(box.config(service=SERVICE))
+                stack = Stack(box, sidecar, tally)
+                while tally.kills < kills and time.monotonic() < until_s:
+                    seed += 1
+                    stack.play(story(seed, aim_s=0.3 if box.binary.kind == "nginx" else 0.03))
+                if "Traceback" in sidecar.log_text():
+                    tally.faults.append(f"{shape}: a traceback\n{sidecar.log_text()[-3000:]}")
+        except NeverHappenedError as error:
+            tally.faults.append(f"{shape} seed {seed}: {error}")
+        except StageError as error:
+            # Somebody else on this machine has taken the port of an instance that was dead, or all of its time.
+            tally.broken += 1
+            print(f"  {shape} seed {seed}: {error}", flush=True)
+    print(f"  {shape}: {tally.kills} kills, ready {how_soon(tally.lives, saw_hang=False)}, {len(tally.faults)} faults", flush=True)
+    for fault in tally.faults:
+        print(f"    {fault}", flush=True)
     return tally
 
 
@@ -367,18 +379,19 @@ def main() -> int:
     parser.add_argument("--haproxy", type=int, default=300, help="kills on HAProxy")
     parser.add_argument("--nginx", type=int, default=100, help="kills on Nginx")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=25.0, help="no new story after that")
     parser.add_argument("--at-once", type=int, default=4, help="stacks beside each other")
     asked = parser.parse_args()
     os.nice(5)
     started = time.monotonic()
     shares = [(shape, -(-asked.haproxy // len(HAPROXY))) for shape in HAPROXY] + [(shape, -(-asked.nginx // len(NGINX))) for shape in NGINX]
     with ThreadPoolExecutor(asked.at_once) as pool:
-        jobs = [pool.submit(run, shape, kills, asked.seed + 100_000 * n) for n, (shape, kills) in enumerate(shares) if kills]
+        jobs = [
+            pool.submit(run, shape, kills, asked.seed + 100_000 * n, started + 60 * asked.minutes)
+            for n, (shape, kills) in enumerate(shares)
+            if kills
+        ]
         tallies = [job.result() for job in jobs]
-    for tally in tallies:
-        print(f"  {tally.shape}: {tally.kills} kills, ready {how_soon(tally.lives, saw_hang=False)}, {len(tally.faults)} faults")
-        for fault in tally.faults:
-            print(f"    {fault}")
     print(summary(tallies, time.monotonic() - started))
     late = any(own_s(life) > READY_WITHIN_S for tally in tallies for life in tally.lives if not life.saw_hang)
     return int(late or any(t.faults for t in tallies) or sum(t.kills for t in tallies) < asked.haproxy + asked.nginx)
