@@ -31,6 +31,9 @@ _AGE = re.compile(r"^(\d+ \S+ \d+ \S+ \S+ \d+ \d+ \d+ \d+) -?\d+ ", re.MULTILINE
 _HELP = re.compile(r"^(Unknown command[^\n]*\n)(?:  [^\n]*\n)+", re.MULTILINE)
 
 
+MOST_SHOWN = 600
+"""Characters of a line; some scripts have very long ones."""
+
 T = TypeVar("T")
 
 
@@ -42,7 +45,7 @@ class Failure(NamedTuple):
     how: str
 
     def __str__(self) -> str:
-        return f"{self.name}:\n" + "".join(f"    {line}\n" for line in self.lines) + f"  {self.how}"
+        return f"{self.name}:\n" + "".join(f"    {line[:MOST_SHOWN]}\n" for line in self.lines) + f"  {self.how[:MOST_SHOWN]}"
 
 
 def backends(names: Iterable[str], texts: Mapping[str, Sequence[str]], more: Callable[[str], str] = lambda name: "") -> str:

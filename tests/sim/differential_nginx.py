@@ -237,7 +237,7 @@ def run_test(version: str, scripts: int, seed: int, most_failures: int = 10) -> 
 def resolves(host: str) -> bool:
     """As the C library does without a network: itself, and numbers in old notations, `127.1`."""
     try:
-        return host == "localhost" or bool(socket.inet_aton(host))
+        return host == "localhost" or (not re.search(r"\s", host) and bool(socket.inet_aton(host)))
     except OSError:
         return False
 
@@ -411,15 +411,16 @@ def blocked() -> tuple[socket.socket, int]:
 def _unequal(box: Running, pool: str) -> str:
     """'' or how what a pool serves differs."""
     shares = box.sim.serving(pool)
-    method = box.sim.current.loaded.upstreams[pool].method
+    found = box.sim.current.loaded.upstreams[pool]
+    method, is_whole = found.method, not any(peer.out for peer in found.peers)
     turn = sum(shares.values())
     seen = box.served(pool, turn if 2 <= turn <= 40 else 12)
     wanted = set(shares) or {"502"}
     if method in ("", "least_conn") and 2 <= turn <= 40:
         return "" if seen == Counter(shares) else f"real {dict(seen)}, simulated {shares}"
-    return (
-        "" if set(seen) <= wanted and (method == "ip_hash") <= (len(seen) == 1) else f"real {dict(seen)}, simulated one of {sorted(wanted)}"
-    )
+    # ip_hash tries twenty times for one that is up, then it goes round: with servers out, one client may see several.
+    is_one = len(seen) == 1 or method != "ip_hash" or not is_whole
+    return "" if set(seen) <= wanted and is_one else f"real {dict(seen)}, simulated one of {sorted(wanted)}"
 
 
 def _loadable(random: Random, ports: Sequence[int], inside: str, version: str) -> str:

@@ -9,6 +9,7 @@ A change of `files` counts only from the next reload on, as on disk.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from tests.sim.nginx_config import Emergency, Loaded, load
 VERSIONS = ("1.22", "1.31")
 IN_USE = {"1.22": "98: Address already in use", "1.31": "98: Address in use"}
 """The words of the C library that each is built with."""
+
+LONGEST_FAULT = 1024
+"""Bytes of what is wrong, before the place where."""
 
 BIND_TRIES_S = 2.5
 """How long a master tries to bind an address that is taken, before it gives the new configuration up."""
@@ -169,8 +173,12 @@ def judge(files: Mapping[str, str], config: str, version: str, resolves: Callabl
 
 
 def _told(fault: Emergency) -> str:
-    """nginx writes the bytes it read, whatever they mean."""
-    return str(fault).encode("latin-1", "replace").decode("utf-8", "replace")
+    """As nginx writes it: the bytes it read, whatever they mean, and of its own words no more than it has room for."""
+    text = str(fault).encode("latin-1", "replace")
+    what, _, where = text.rpartition(b" in ")
+    if len(what) > LONGEST_FAULT and re.fullmatch(rb"\S+:\d+", where):
+        text = what[:LONGEST_FAULT] + b" in " + where
+    return text.decode("utf-8", "replace")
 
 
 __all__ = ["BIND_TRIES_S", "VERSIONS", "SimNginx", "Worker", "judge"]
