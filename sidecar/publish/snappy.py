@@ -12,6 +12,8 @@ except ImportError:
     _cramjam = None  # type: ignore[assignment]  # a module or nothing
 
 CHUNK = 1 << 16
+SHORT = 60
+"""A length up to here stands in the tag; readers may demand that it does."""
 
 
 def compress(content: bytes) -> bytes:
@@ -19,11 +21,12 @@ def compress(content: bytes) -> bytes:
 
 
 def stored(content: bytes) -> bytes:
-    """The content as literals alone: its length, then chunks, each with a tag and its length less one in two bytes."""
+    """The content as literals alone: its length, then chunks, each with its length less one, in the tag itself or in two bytes after it."""
     out = bytearray(varint(len(content)))
     for at in range(0, len(content), CHUNK):
         chunk = content[at : at + CHUNK]
-        out += b"\xf4" + (len(chunk) - 1).to_bytes(2, "little") + chunk
+        most = len(chunk) - 1
+        out += (bytes((most << 2,)) if most < SHORT else b"\xf4" + most.to_bytes(2, "little")) + chunk
     return bytes(out)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 from lbplugins.values import Address
@@ -29,10 +30,19 @@ def bound() -> socket.socket:
 class Receiver:
     """Listens, and treats each connection as its script says. `lines`: whole lines got; `connections`: how many came."""
 
-    def __init__(self, *, read: bool = True, hang_up_after: int | None = None, rcvbuf: int | None = None, garbage: bytes = b"") -> None:
+    def __init__(
+        self,
+        *,
+        read: bool = True,
+        hang_up_after: int | None = None,
+        rcvbuf: int | None = None,
+        garbage: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.lines: list[bytes] = []
         self.connections = 0
         self._read, self._hang_up_after, self._rcvbuf, self._garbage = read, hang_up_after, rcvbuf, garbage
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self.address = Address("127.0.0.1", 0)
@@ -47,7 +57,7 @@ class Receiver:
         if self._rcvbuf:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._rcvbuf)
         self.address = Address(*listening.getsockname())
-        self._server = await asyncio.start_server(self._serve, sock=listening, limit=1 << 21)
+        self._server = await asyncio.start_server(self._serve, sock=listening, limit=1 << 21, ssl=self._tls)
         return self
 
     async def stop(self) -> None:

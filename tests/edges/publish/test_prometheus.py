@@ -18,6 +18,10 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
+PROMETHEUS_2_NATIVE = (
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
+    "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
 TIMES = Distribution(((0.5, 1), (1.0, 3)), 2.5, 4)
 SAMPLES = [
     Sample("lbsidecar_up", "gauge", 1.0, (("service", 'a"b\\c\nd'), ("address", "10.0.0.5:80")), "", 'He said "x\\y"\nand left.'),
@@ -37,6 +41,10 @@ SAMPLES = [
         ("*/*", Format.TEXT),
         ("text/html,application/xhtml+xml,*/*;q=0.8", Format.TEXT),
         (PROMETHEUS_3, Format.OPENMETRICS),
+        (PROMETHEUS_2_NATIVE, Format.PROTOBUF),
+        (PROMETHEUS_2_NATIVE.replace("delimited", "text"), Format.OPENMETRICS),
+        ("application/vnd.google.protobuf", Format.TEXT),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.2,*/*", Format.TEXT),
         ("application/openmetrics-text", Format.OPENMETRICS),
         ("application/openmetrics-text;q=0.3,text/plain;q=0.9", Format.TEXT),
         ("application/openmetrics-text;q=0", Format.TEXT),

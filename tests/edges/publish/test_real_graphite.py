@@ -21,6 +21,8 @@ from tests.edges.publish.programs import Graphite, get_json
 from tests.edges.publish.receiver import running, until
 from tests.edges.publish.scene import Scene, value
 
+pytestmark = pytest.mark.real
+
 
 class Switched(Graphite):
     """With carbon running, until it is switched off and on."""

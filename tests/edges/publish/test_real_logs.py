@@ -20,6 +20,8 @@ from tests.edges.publish.programs import OpenSearch, Rsyslog
 from tests.edges.publish.receiver import running, until
 from tests.edges.publish.scene import Scene
 
+pytestmark = pytest.mark.real
+
 EVENTS = 10_000
 HOSTILE = 'it said "é\u2028\x1b[31m' + "x" * 1500
 

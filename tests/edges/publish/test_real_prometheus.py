@@ -25,6 +25,8 @@ from tests.edges.publish.programs import Prometheus, free_port, needed, wait_for
 from tests.edges.publish.receiver import running, until
 from tests.edges.publish.scene import Scene
 
+pytestmark = pytest.mark.real
+
 SHARES = (0.5, 0.9, 0.99, 0.999)
 
 

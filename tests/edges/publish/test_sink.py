@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 
 from lbplugins.values import Address
+from sidecar.net.tls import TlsOptions
 from sidecar.publish.stream import Stream
 from tests.edges.publish.receiver import Receiver, bound, running, until
 
@@ -255,3 +259,25 @@ async def test_an_outage_is_told_once_and_its_end_too(caplog: pytest.LogCaptureF
     assert caplog.records[0].message.startswith("graphite at 127.0.0.1")
     assert len([r for r in caplog.records if "cannot be sent to" in r.message]) == 1
     assert len([r for r in caplog.records if "takes lines again" in r.message]) == 1
+
+
+@on_both_loops
+async def test_lines_go_over_tls_to_whom_we_trust_and_to_nobody_else() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    receiver = await Receiver(tls=context).start()
+    with authority.cert_pem.tempfile() as ca:
+        trusting = Stream("logstash", receiver.address, TlsOptions(ca=Path(ca)))
+        doubting = Stream("logstash", receiver.address, TlsOptions(), longest_wait_s=0.2)
+        async with running(trusting.run), running(doubting.run):
+            trusting.offer(numbered(3000))
+            doubting.offer(numbered(3, 9000))
+            await until(lambda: len(receiver.lines) == 3000 and doubting._is_away)
+            trusting.offer(numbered(10, 3000))
+        await until(lambda: len(receiver.lines) == 3010)
+    await receiver.stop()
+
+    assert receiver.lines == numbered(3010)
+    assert trusting.count().sent == 3010
+    assert doubting.count().sent == 0
