@@ -41,6 +41,8 @@ log = logging.getLogger("sidecar.reconcile")
 PAUSED_S = 2.0
 """A gap between two turns longer than this means that we did not run; the self-check alone makes four a second."""
 
+SHORTEST_REST_S = 0.01
+
 JOURNAL_WITHIN_S = 2.0
 """A disk that takes longer for an intent counts as failed until it has taken it."""
 
@@ -159,6 +161,8 @@ class Reconciler:
             self._prober.ask(ask)
         if decision is not None:
             self._carry_out(decision)
+        if decision is not None or self._timer is None:
+            self._rest(now)
         # what only counts and tells comes last: should it fail, nothing that was decided is lost
         measure(self._latencies, self.world, facts, now)
         self._on_facts(facts)
@@ -177,11 +181,16 @@ class Reconciler:
         for name, changes in (decision.changes or {}).items():
             if (teller := self.tellers.get(name)) is not None:
                 teller.tell(changes)
+
+    def _rest(self, now: float) -> None:
+        """Until the next fact, or until time alone may have changed something."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(decision.wake_at, self._wake)
+        wake_at = max(self.world.wake_at(), now + SHORTEST_REST_S)
+        self._timer = self._loop.call_at(wake_at, self._wake) if wake_at < float("inf") else None
 
     def _wake(self) -> None:
+        self._timer = None
         self.deliver((Tick(self._loop.time()),))
 
     def _keep_holds(self, decision: Decision) -> None:

@@ -129,7 +129,8 @@ def applied(world: Known, fact: Applied) -> tuple[str, ...]:
         if balancer.told != fact.error:
             world.tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} could not be told: {fact.error}")
     balancer.told = fact.error
-    return tuple(n for n, p in world.policy.services.items() if any(b == fact.balancer for b, _ in p.pools))
+    pools = dict.fromkeys(change.ref.pool for change in (*fact.changes, *(change for change, _ in fact.refused)))
+    return tuple(name for pool in pools for name in balancer.users.get(pool, ()))
 
 
 def _word_refused(world: Known, balancer: BalancerState, change: Change, why: str, at: float) -> None:

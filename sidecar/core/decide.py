@@ -47,7 +47,6 @@ WITNESSES_TRIED = 16
 """How many peers are looked at for one to ask; the rest speak at their ordinary pace. Bounds the work when everybody fails."""
 LEAVING_S = 10.0
 """How long a service that leaves our hands is left alone: by then the new configuration is in force."""
-CALM_WAKE_S, ALERT_WAKE_S = 1.0, 0.1
 
 
 def decide(world: World, policy: Policy, now: float, services: Iterable[str] | None = None) -> Decision:
@@ -58,8 +57,10 @@ def decide(world: World, policy: Policy, now: float, services: Iterable[str] | N
         turn.obey(command)
     turn.expire()
     for name in touched:
+        turn.end_words(world.services[name])
         turn.judge(world.services[name], policy.services[name])
-    changes, plan_holds = plan(world, policy, now, frozenset(i.instance for i in turn.intents if i.instance is not None))
+    undecided = frozenset(i.instance for i in turn.intents if i.instance is not None)
+    changes, plan_holds = plan(world, policy, now, touched, undecided)
     turn.holds += plan_holds
     turn.tell_holds(touched)
     return Decision(
@@ -69,8 +70,7 @@ def decide(world: World, policy: Policy, now: float, services: Iterable[str] | N
         tuple(turn.holds),
         tuple(turn.asks.values()),
         (*world.events, *turn.events),
-        now + (ALERT_WAKE_S if any(world.services[n].alert for n in world.services) else CALM_WAKE_S),
-        tuple(touched),
+        services=tuple(touched),
     )
 
 
@@ -91,13 +91,12 @@ class _Turn:
     def judge(self, service: ServiceState, policy: ServicePolicy) -> None:
         for state in service.instances.values():
             self._news(state, policy)
-            self._close(state)
+            if state.ejection is not None or state.unsaid:
+                self._close(state)
         self._return(service, policy)
         self._eject(service, policy)
         self._fail_open(service, policy)
         self._show_orphans(service, policy)
-        for ask in pace.asks(self.world, pace.unscheduled(self.world, service.name), self.now):
-            self.asks.setdefault(ask.target, ask)
 
     def _show_orphans(self, service: ServiceState, policy: ServicePolicy) -> None:
         """Whom nobody we know has taken out stays out, however well he answers: that is said, not only when he fails."""
@@ -376,15 +375,7 @@ class _Turn:
                 self.events.append(Event("ejected", self.now, command.actor, sentence, command.service, state.instance))
 
     def expire(self) -> None:
-        """End what was given an end, and what had ended before we started."""
-        for state in [s for s in self._states("") if not s.proposed]:
-            for override in state.overrides.values():
-                if override.until is not None and self.now >= override.until:
-                    self._end(override, state, "sidecar", "its time is over")
-                    self._say("operator", "sidecar", f"{state.instance}: {override.state} of {override.owner} is over", state)
-            if state.ended and self._is_unsaid(state):
-                for override in state.ended.values():
-                    self._intend(Act.CLEAR, "sidecar", "no balancer shows it any more", state, override=override)
+        """End freezes whose time is over, and what had ended before we started; write down what the disk would not take."""
         if not self.world.journal_fault:
             self.intents += self.world.unwritten
         for ejection in self.world.lapsed():
@@ -393,6 +384,17 @@ class _Turn:
         for freeze in self.world.freezes.values():
             if freeze.until is not None and self.now >= freeze.until and freeze.service not in self.world.unfreezing:
                 self.intents.append(Intent(Act.UNFREEZE, self.now, "sidecar", "its time is over", freeze=freeze))
+
+    def end_words(self, service: ServiceState) -> None:
+        """End what operators have given an end."""
+        for state in [s for s in service.instances.values() if (s.overrides or s.ended) and not s.proposed]:
+            for override in state.overrides.values():
+                if override.until is not None and self.now >= override.until:
+                    self._end(override, state, "sidecar", "its time is over")
+                    self._say("operator", "sidecar", f"{state.instance}: {override.state} of {override.owner} is over", state)
+            if state.ended and self._is_unsaid(state):
+                for override in state.ended.values():
+                    self._intend(Act.CLEAR, "sidecar", "no balancer shows it any more", state, override=override)
 
     def _end(self, override: Override, state: InstanceState, by: str, why: str) -> None:
         """Its time is over. It stays in the journal until no balancer shows it: a crash in between must not leave it there for ever."""

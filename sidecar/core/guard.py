@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import floor
 
-from lbplugins.values import Operator, Seen, Serve
+from lbplugins.values import Operator, Seen, Serve, Setting
 from sidecar.core import pace
 from sidecar.core.known import InstanceState, ServiceState, target_of
 from sidecar.core.model import (
@@ -63,12 +63,15 @@ def judge(state: InstanceState, policy: ServicePolicy) -> Judgement:
     """What we hold an instance to be, from its evidence alone."""
     if state.ejection is not None and not state.ejection.returning:
         return Judgement.EJECTED
-    checks, need = list(state.checks.values()), needed(policy)
-    doubtful = sum(1 for c in checks if c.bad_run or c.failed)
-    if len(checks) - doubtful < need:
+    need, doubtful, good = needed(policy), 0, []
+    for check in state.checks.values():
+        if check.bad_run or check.verdict_at is not None:
+            doubtful += 1
+        if check.good_run:
+            good.append(check)
+    if len(state.checks) - doubtful < need:
         return Judgement.SUSPECT
-    good = [c for c in checks if c.good_run]
-    if not checks or len(good) < need:
+    if not state.checks or len(good) < need:
         return Judgement.UNKNOWN
     if state.probation_at is not None and (
         state.ejection is not None or sum(1 for c in good if c.good_run >= 2 * policy.rules.rise) < need
@@ -79,7 +82,7 @@ def judge(state: InstanceState, policy: ServicePolicy) -> Judgement:
 
 def failed_check(state: InstanceState, policy: ServicePolicy) -> Streak | None:
     """The check whose failure completes the evidence against the instance, or None while it is incomplete."""
-    failed = [c for c in state.checks.values() if c.failed]
+    failed = [c for c in state.checks.values() if c.verdict_at is not None]
     if not failed or len(state.checks) - len(failed) >= needed(policy):
         return None
     return max(failed, key=lambda c: c.verdict_at or 0.0)
@@ -104,7 +107,7 @@ def is_out(state: InstanceState) -> bool:
 
 def is_orphan(state: InstanceState, seen: Seen) -> bool:
     """Out on our axis, but by no act of ours that we know of."""
-    return seen.ours.serve is not Serve.FULL and state.ejection is None
+    return seen.ours != Setting() and state.ejection is None
 
 
 def serves(world: World, state: InstanceState) -> bool:
@@ -141,9 +144,7 @@ def _pool(world: World, service: ServiceState, balancer_name: str, pool: str, ve
     used: set[Key] = set()
     sound: set[Key] = set()
     keys: dict[Instance, frozenset[Key]] = {}
-    for ref, seen in balancer.seen.items():
-        if ref.pool != pool:
-            continue
+    for ref, seen in balancer.of_pool(pool):
         server = ServerRef(balancer_name, ref)
         state = owner.get(server)
         if state is not None:
@@ -207,7 +208,7 @@ def against_leaving(
     whom that word brings back counts, but not as serving.
     """
     balancer = world.balancers[server.balancer]
-    before = {ref: seen for ref, seen in balancer.seen.items() if ref.pool == server.ref.pool and seen.operator is Operator.READY}
+    before = {ref: seen for ref, seen in balancer.of_pool(server.ref.pool) if seen.operator is Operator.READY}
     gone = {ref for ref, seen in before.items() if not is_in_rotation(seen)} | {server.ref}
     gone |= {ref for ref in before if ServerRef(server.balancer, ref) in leaving}
     on_their_way = {ref for ref, sent in balancer.sent.items() if not sent.is_settled and now - sent.at < ON_ITS_WAY_S}
@@ -349,19 +350,20 @@ def not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold
 
 def orphaned(world: World, state: InstanceState, policy: ServicePolicy) -> Hold | None:
     """It is out, by nobody we know, where we may write: then nobody else will bring it back either."""
-    mine = policy.mode is Mode.ACT and any(
-        world.policy.balancers[s.balancer].mode is Mode.ACT and s.balancer not in world.standby for s in state.servers
-    )
-    if not mine or state.ejection is not None or state.proposed or not (out := _out_by_others(world, state)):
+    if state.ejection is not None or state.proposed or policy.mode is not Mode.ACT or not (out := _out_by_others(world, state)):
+        return None
+    if not any(world.policy.balancers[s.balancer].mode is Mode.ACT and s.balancer not in world.standby for s in state.servers):
         return None
     return Hold(HoldName.OPERATOR, f"{out} is out by a hand we do not know; `adopt` makes it ours", state.instance, policy.name)
 
 
 def _out_by_others(world: World, state: InstanceState) -> str:
     """Its servers, if all of them are out on our axis already: to eject it would be to make somebody else's act ours, and undo it later."""
-    seen = [world.seen(server) for server in state.servers]
-    is_out = bool(seen) and all(s is not None and is_orphan(state, s) for s in seen)
-    return ", ".join(map(str, state.servers)) if is_out else ""
+    for server in state.servers:
+        seen = world.seen(server)
+        if seen is None or not is_orphan(state, seen):
+            return ""
+    return ", ".join(map(str, state.servers))
 
 
 def _cannot_write(world: World, state: InstanceState, now: float) -> list[Hold]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lbplugins.values import Operator, Ref, Seen, Serve, Setting
@@ -39,11 +39,13 @@ EVENTS_KEPT = 1000
 class TargetState:
     """What one target has taught us. `recent`: the last GOOD_KEPT good totals, a ring written at `good % GOOD_KEPT`.
 
-    `failed_at`: when its last failure ended; `good_since`: when the first good answer after that was asked.
+    `failed_at`: when its last failure ended; `good_since`: when the first good answer after that was asked. `phase`: where in its interval
+    it is asked, the same on every run.
     """
 
     target: Target
     plan: ProbePlan
+    phase: int
     users: tuple[Instance, ...] = ()
     references: tuple[str, ...] = ()
     good: int = 0
@@ -76,6 +78,7 @@ class InstanceState:
     sources: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Streak] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
     servers: tuple[ServerRef, ...] = ()
     operator: Operator = Operator.READY
     ejection: Ejection | None = None
@@ -120,7 +123,10 @@ class Bucket:
 
 @dataclass(slots=True)
 class ServiceState:
-    """One service: its instances, its discovery, its budgets."""
+    """One service: its instances, its discovery, its budgets.
+
+    `alert`: not all of it is simply healthy. `decided_at`: the last decision; `look_at`: decide again then at the latest.
+    """
 
     name: str
     since: float | None = None
@@ -136,6 +142,8 @@ class ServiceState:
     held_last: dict[HoldName, float] = field(default_factory=dict)
     held_told: list[HoldName] = field(default_factory=list)
     alert: bool = False
+    decided_at: float = float("-inf")
+    look_at: float = float("-inf")
     failing_open: bool = False
 
 
@@ -184,10 +192,15 @@ class Refused:
 
 @dataclass(slots=True)
 class BalancerState:
-    """The last picture of one balancer, and what we sent it. `told`: the failure to tell it anything that was told last."""
+    """The last picture of one balancer, and what we sent it.
+
+    `refs`: the servers it shows, by pool. `users`: whose each pool is. `told`: the failure to tell it anything that was told last.
+    """
 
     name: str
     seen: dict[Ref, Seen] = field(default_factory=dict)
+    refs: dict[str, list[Ref]] = field(default_factory=dict)
+    users: dict[str, list[str]] = field(default_factory=dict)
     pools: list[str] = field(default_factory=list)
     seen_at: float = float("-inf")
     error: str = ""
@@ -198,15 +211,25 @@ class BalancerState:
     said_pending: dict[Ref, Word] = field(default_factory=dict)
     said_refused: dict[Ref, Refused] = field(default_factory=dict)
 
+    def of_pool(self, pool: str) -> Iterator[tuple[Ref, Seen]]:
+        """Its servers, as the last picture shows them."""
+        seen = self.seen
+        return ((ref, seen[ref]) for ref in self.refs.get(pool, ()))
+
+    def services(self) -> tuple[str, ...]:
+        """Whose instances it serves."""
+        return tuple(dict.fromkeys(name for names in self.users.values() for name in names))
+
 
 @dataclass(slots=True)
 class Known:
-    """All of it. `events`: news born while absorbing, handed out by the next decision."""
+    """All of it. `events`: news born while absorbing, handed out by the next decision. `unasked`: targets that nobody is about to ask."""
 
     started_at: float = 0.0
     policy: Policy = field(default_factory=Policy)
     services: dict[str, ServiceState] = field(default_factory=dict)
     targets: dict[Target, TargetState] = field(default_factory=dict)
+    unasked: dict[Target, None] = field(default_factory=dict)
     balancers: dict[str, BalancerState] = field(default_factory=dict)
     freezes: dict[str, Freeze] = field(default_factory=dict)
     unfreezing: set[str] = field(default_factory=set)
@@ -261,7 +284,7 @@ class Known:
             balancer = self.balancers.get(owner)
             if balancer is None or balancer.error or balancer.seen_at == float("-inf"):
                 return False
-            if any(ref.pool == pool and seen.ours != Setting() and is_at(seen, instance) for ref, seen in balancer.seen.items()):
+            if any(seen.ours != Setting() and is_at(seen, instance) for _, seen in balancer.of_pool(pool)):
                 return False
         return policy is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from zlib import crc32
 
 from lbplugins.values import Address, Serve
 from sidecar.core.known import InstanceState, Known, ServiceState, TargetState, is_at, strictest, target_of
@@ -91,26 +92,24 @@ def sweep(world: Known, service: ServiceState) -> None:
         del service.instances[state.instance]
         if state.hands_off_until > float("-inf"):
             world.adopted_hands_off[state.instance] = state.hands_off_until  # an operator's word outlasts a slot that comes and goes
-        for target in _targets_of(world, state):
+        for target in state.targets:
             unuse(world, target, state.instance)
 
 
 def plan_checks(world: Known, state: InstanceState) -> None:
     """Make checks and targets of an instance follow the probe specs of its service; unchanged ones keep their evidence."""
     policy = world.policy.services[state.instance.service]
-    wanted = {plan.key: plan for plan in policy.probes}
-    for key in [k for k in state.checks if k not in wanted]:
+    for key in state.checks.keys() - {plan.key for plan in policy.probes}:
         del state.checks[key]
-    mine = {target_of(state.instance, plan): plan for plan in policy.probes}
-    for target in list(world.targets.values()):
-        if state.instance in target.users and target.target not in mine:
-            unuse(world, target, state.instance)
-    for key, plan in wanted.items():
-        state.checks.setdefault(key, Streak(since=state.since))
+    before, state.targets = state.targets, tuple(target_of(state.instance, plan) for plan in policy.probes)
+    for target in set(before) - set(state.targets):
+        unuse(world, target, state.instance)
+    for plan in policy.probes:
+        state.checks.setdefault(plan.key, Streak(since=state.since))
         name = target_of(state.instance, plan)
         known = world.targets.get(name)
         if known is None:
-            known = world.targets[name] = TargetState(name, plan)
+            known = _new_target(world, name, plan)
             if (learned := world.learned.get(name)) is not None:
                 known.good, known.median_s, known.slow_s = learned.good, learned.median_s, learned.slow_s
         known.plan = _quicker(known.plan, plan) if known.users and state.instance not in known.users else plan
@@ -118,10 +117,17 @@ def plan_checks(world: Known, state: InstanceState) -> None:
             known.users = (*known.users, state.instance)
 
 
-def unuse(world: Known, target: TargetState, instance: Instance) -> None:
+def _new_target(world: Known, name: Target, plan: ProbePlan) -> TargetState:
+    target = world.targets[name] = TargetState(name, plan, crc32(str(name).encode()))
+    world.unasked[name] = None
+    return target
+
+
+def unuse(world: Known, name: Target, instance: Instance) -> None:
+    target = world.targets[name]
     target.users = tuple(u for u in target.users if u != instance)
     if not target.users and not target.references:
-        del world.targets[target.target]
+        del world.targets[name]
 
 
 def plan_references(world: Known) -> None:
@@ -135,13 +141,7 @@ def plan_references(world: Known) -> None:
         if not target.users and not target.references:
             del world.targets[target.target]
     for target_name, names in wanted.items():
-        world.targets[target_name] = TargetState(target_name, ProbePlan(target_name.spec), references=tuple(names))
-
-
-def _targets_of(world: Known, state: InstanceState) -> list[TargetState]:
-    policy = world.policy.services[state.instance.service]
-    names = [target_of(state.instance, plan) for plan in policy.probes]
-    return [world.targets[name] for name in names if name in world.targets]
+        _new_target(world, target_name, ProbePlan(target_name.spec)).references = tuple(names)
 
 
 def map_servers(world: Known, service: ServiceState) -> None:
@@ -150,8 +150,8 @@ def map_servers(world: Known, service: ServiceState) -> None:
     by_address: dict[Address, list[ServerRef]] = {}
     for owner, pool in policy.pools:
         balancer = world.balancers.get(owner)
-        for ref, seen in balancer.seen.items() if balancer else ():
-            if ref.pool == pool and seen.address is not None:
+        for ref, seen in balancer.of_pool(pool) if balancer else ():
+            if seen.address is not None:
                 by_address.setdefault(seen.address, []).append(ServerRef(owner, ref))
     for state in service.instances.values():
         servers = by_address.pop(state.instance.address, [])
@@ -182,9 +182,8 @@ def operator_of_instance(world: Known, state: InstanceState) -> None:
 
 def end_service(world: Known, name: str) -> None:
     for state in world.services[name].instances.values():
-        for target in list(world.targets.values()):
-            if state.instance in target.users:
-                unuse(world, target, state.instance)
+        for target in state.targets:
+            unuse(world, target, state.instance)
     del world.services[name]
 
 

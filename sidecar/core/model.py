@@ -460,8 +460,8 @@ class Event:
 class Decision:
     """What follows from the world now: intents to journal, changes to write, holds, questions, and the news in sentences.
 
-    `wake_at`: decide again then at the latest. `services`: those it looked at; their holds are all in `holds`.
-    The shell journals `intents`, feeds `Journaled` back, and sends `changes`.
+    `services`: those it looked at; their holds are all in `holds`.
+    The shell journals `intents`, feeds `Journaled` back, sends `changes`, and wakes the core at `World.wake_at()`.
     """
 
     at: float
@@ -470,5 +470,4 @@ class Decision:
     holds: tuple[Hold, ...] = ()
     asks: tuple[Ask, ...] = ()
     events: tuple[Event, ...] = ()
-    wake_at: float = float("inf")
     services: tuple[str, ...] = ()

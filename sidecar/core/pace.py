@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from zlib import crc32
 
-from sidecar.core.known import InstanceState, TargetState, target_of, timeout_s
+from sidecar.core.known import InstanceState, TargetState, timeout_s
 from sidecar.core.model import Ask, Instance, Target
 from sidecar.core.policy import Pace
+from sidecar.core.streak import Streak
 from sidecar.core.world import World
 
 
@@ -20,14 +21,6 @@ def asks(world: World, targets: Iterable[Target], now: float) -> tuple[Ask, ...]
         if target is not None and target.scheduled is None:
             due.append(_next(world, target, now))
     return tuple(due)
-
-
-def unscheduled(world: World, service: str) -> list[Target]:
-    """Targets of a service that nobody is about to ask."""
-    policy = world.policy.services[service]
-    names = [target_of(i, plan) for i in world.services[service].instances for plan in policy.probes]
-    names += [Target(*reference) for reference in policy.references]
-    return [name for name in names if (target := world.targets.get(name)) is not None and target.scheduled is None]
 
 
 def at_once(world: World, name: Target, now: float, *, fresh: bool = False) -> Ask | None:
@@ -52,23 +45,26 @@ def _next(world: World, target: TargetState, now: float) -> Ask:
     patience = timeout_s(target, pace)
     if target.nudged:
         return Ask(target.target, now, patience, fresh=True)
-    if target.count == 0:
-        return Ask(target.target, now + _share(target.target, 0) * min(interval_s(target, pace), pace.first_interval_s), patience)
-    states = [state for user in target.users if (state := world.state_of(user)) is not None]
     calm = interval_s(target, pace)
-    gaps = [_gap(s, target, calm, now, pace, world.policy.services[s.instance.service].rules.rise) for s in states]
-    if pace.pending_gap_s in gaps:
-        second = any(state.checks[target.target.spec].bad_run == 1 for state in states)
-        return Ask(target.target, max(now, target.newest_ended + pace.pending_gap_s), patience, fresh=second)
-    gap = min(gaps, default=calm)
-    swing = 1.0 + pace.jitter * (2.0 * _share(target.target, target.count) - 1.0)
+    if target.count == 0:
+        return Ask(target.target, now + _share(target) * min(calm, pace.first_interval_s), patience)
+    gap, second = calm, False
+    for user in target.users:
+        if (state := world.state_of(user)) is None:
+            continue
+        check = state.checks[target.target.spec]
+        if state.ejection is not None or check.pending:
+            gap = min(gap, _gap(state, check, calm, now, pace, world.policy.services[user.service].rules.rise))
+            second = second or check.bad_run == 1
+    if gap == pace.pending_gap_s:
+        return Ask(target.target, max(now, target.newest_ended + gap), patience, fresh=second)
+    swing = 1.0 + pace.jitter * (2.0 * _share(target) - 1.0)
     last = max(target.newest_started, now - gap)
     return Ask(target.target, max(now, last + gap * swing), patience)
 
 
-def _gap(state: InstanceState, target: TargetState, calm: float, now: float, pace: Pace, rise: int) -> float:
+def _gap(state: InstanceState, check: Streak, calm: float, now: float, pace: Pace, rise: int) -> float:
     """Seconds between two probes as this user of the target needs it."""
-    check = state.checks[target.target.spec]
     if state.ejection is not None and not state.ejection.returning:
         if 0 < check.good_run < rise:
             return pace.pending_gap_s
@@ -82,9 +78,9 @@ def _gap(state: InstanceState, target: TargetState, calm: float, now: float, pac
     return calm
 
 
-def _share(target: Target, turn: int) -> float:
-    """0..1, the same on every run: the phase and jitter of a target by its identity."""
-    return crc32(f"{target}#{turn}".encode()) / 0xFFFFFFFF
+def _share(target: TargetState) -> float:
+    """0..1, the same on every run: the phase and jitter of a target's next question, by its identity."""
+    return crc32(target.count.to_bytes(8, "little"), target.phase) / 0xFFFFFFFF
 
 
 def peers(world: World, instance: Instance, most: int) -> list[InstanceState]:

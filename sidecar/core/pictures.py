@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
+
 from lbplugins.values import Operator, Ref, Seen, Serve, Setting
 from sidecar.core import membership
 from sidecar.core import streak as streaks
@@ -10,8 +12,9 @@ from sidecar.core.model import Instance, Judgement, Pictured, PoolRef, ServerRef
 
 
 def pictured(world: Known, fact: Pictured) -> tuple[str, ...]:
+    """Take a picture in. What stayed as it was, and concerns nobody in whom we have a hand, costs one comparison."""
     balancer = world.balancers.setdefault(fact.balancer, BalancerState(fact.balancer))
-    names = tuple(n for n, p in world.policy.services.items() if any(b == fact.balancer for b, _ in p.pools))
+    names = balancer.services()
     if fact.error or fact.servers is None:
         if not balancer.error:
             balancer.error_at = fact.at
@@ -22,34 +25,52 @@ def pictured(world: Known, fact: Pictured) -> tuple[str, ...]:
         world.tell("balancer", fact.at, "sidecar", f"balancer {fact.balancer} answers again")
         balancer.error = ""
     earlier, balancer.seen = balancer.seen, dict(fact.servers)
-    balancer.seen_at = fact.at
-    for ref in [ref for ref, before in earlier.items() if _is_another(before, balancer.seen.get(ref))]:
+    first, balancer.seen_at, balancer.pools = balancer.seen_at == float("-inf"), fact.at, sorted(fact.pools)
+    moved = {ref for ref, seen in balancer.seen.items() if earlier.get(ref) != seen} | (earlier.keys() - balancer.seen.keys())
+    for ref in [ref for ref in moved if ref in earlier and _is_another(earlier[ref], balancer.seen.get(ref))]:
         balancer.sent.pop(ref, None)  # whatever is still on its way there will be refused
         balancer.said_pending.pop(ref, None)
         balancer.said_refused.pop(ref, None)
-    balancer.pools = sorted(fact.pools)
-    changed = earlier.keys() != balancer.seen.keys()
-    for name in names:
-        changed |= _members_from(world, fact.balancer, balancer, name, fact.at)
-    for ref, seen in balancer.seen.items():
-        changed |= _compare(world, balancer, ref, earlier.get(ref), seen, fact.at)
-    for state in [state for name in names for state in world.services[name].instances.values() if state.unclaimed]:
+    if earlier.keys() != balancer.seen.keys():
+        balancer.refs = _by_pool(balancer.seen)
+    touched = {name for ref in moved if ref not in earlier or ref not in balancer.seen for name in balancer.users.get(ref.pool, ())}
+    watched = {name for name in names if first or world.services[name].alert}
+    for name in [name for name in names if name in watched or any(name in balancer.users.get(ref.pool, ()) for ref in moved)]:
+        if members_from(world, balancer, name, fact.at):
+            touched.add(name)
+    for ref in _to_compare(world, balancer, moved, watched):
+        if _compare(world, balancer, ref, earlier.get(ref), balancer.seen[ref], fact.at):
+            touched.update(balancer.users.get(ref.pool, ()))
+    for state in [state for name in watched for state in world.services[name].instances.values() if state.unclaimed]:
         state.unclaimed -= {fact.balancer} if fact.at > state.since or state.servers else frozenset()
-    return names if changed or any(world.services[n].alert for n in names) else ()
+    return tuple(n for n in names if n in touched or world.adopted or world.services[n].alert)
 
 
-def _members_from(world: Known, name: str, balancer: BalancerState, service_name: str, at: float) -> bool:
+def _by_pool(seen: Iterable[Ref]) -> dict[str, list[Ref]]:
+    refs: dict[str, list[Ref]] = {}
+    for ref in seen:
+        refs.setdefault(ref.pool, []).append(ref)
+    return refs
+
+
+def _to_compare(world: Known, balancer: BalancerState, moved: Set[Ref], watched: Set[str]) -> list[Ref]:
+    """Servers of which there may be news: in the picture's order, so that the same facts always tell the same story."""
+    if world.adopted:
+        return list(balancer.seen)
+    ours = balancer.sent.keys() | balancer.said.keys() | balancer.said_pending.keys()
+    ours |= {ref for pool, names in balancer.users.items() if not watched.isdisjoint(names) for ref in balancer.refs.get(pool, ())}
+    return [ref for ref in balancer.seen if ref in moved or ref in ours] if moved or ours else []
+
+
+def members_from(world: Known, balancer: BalancerState, service_name: str, at: float) -> bool:
     """Instances from the balancer's own lists, where the configuration names no other source."""
     policy, service = world.policy.services[service_name], world.services[service_name]
     before = list(service.instances)
     if policy.from_balancer:
         for owner, pool in policy.pools:
-            if owner != name:
-                continue
-            found = tuple(
-                Instance(service_name, seen.address) for ref, seen in balancer.seen.items() if ref.pool == pool and seen.address is not None
-            )
-            membership.take_members(world, service, str(PoolRef(name, pool)), found, at, trusted=True)
+            if owner == balancer.name:
+                found = tuple(Instance(service_name, seen.address) for _, seen in balancer.of_pool(pool) if seen.address is not None)
+                membership.take_members(world, service, str(PoolRef(owner, pool)), found, at, trusted=True)
     membership.map_servers(world, service)
     return list(service.instances) != before
 
@@ -97,9 +118,11 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
 
 
 def _instance_at(world: Known, server: ServerRef, seen: Seen) -> InstanceState | None:
-    for name, policy in world.policy.services.items():
-        if (server.balancer, server.ref.pool) in policy.pools and seen.address is not None:
-            return world.services[name].instances.get(Instance(name, seen.address))
+    if seen.address is None:
+        return None
+    for name in world.balancers[server.balancer].users.get(server.ref.pool, ()):
+        if (state := world.services[name].instances.get(Instance(name, seen.address))) is not None:
+            return state
     return None
 
 

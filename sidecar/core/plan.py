@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lbplugins.values import Axis, Change, InFlight, Operator, Ref, Seen, Serve, Setting
 from sidecar.core import guard
@@ -18,15 +18,15 @@ EFFECT_GRACE_S = 1.0
 
 
 def plan(
-    world: World, policy: Policy, now: float, undecided: frozenset[Instance] = frozenset()
+    world: World, policy: Policy, now: float, services: Iterable[str], undecided: frozenset[Instance] = frozenset()
 ) -> tuple[dict[str, tuple[Change, ...]], list[Hold]]:
-    """The changes each balancer needs now, and the holds that keep others back.
+    """The changes each balancer needs now for these services, and the holds that keep others back.
 
     `undecided`: instances about which this very turn means to do something; until that is on disk their axis of ours is left as it is.
     """
     changes: dict[str, list[Change]] = {}
     holds: list[Hold] = []
-    concerned = _concerned(world, policy)
+    concerned = _concerned(world, policy, services)
     leaving: set[ServerRef] = set()
     for state, server in concerned:  # first, for a server that an operator takes out now counts no more for those that we take out
         wanted, who = wanted_of(state, policy.balancers[server.balancer]), sorted({o.actor for o in state.overrides.values()})
@@ -47,13 +47,12 @@ def plan(
     return {name: tuple(found) for name, found in changes.items()}, holds
 
 
-def _concerned(world: World, policy: Policy) -> list[tuple[InstanceState, ServerRef]]:
+def _concerned(world: World, policy: Policy, services: Iterable[str]) -> list[tuple[InstanceState, ServerRef]]:
     """Those of whom we or an operator have said anything, with each of their servers that we may write to."""
     return [
         (state, server)
-        for name, service in world.services.items()
-        if name in policy.services
-        for state in service.instances.values()
+        for name in services
+        for state in world.services[name].instances.values()
         if state.ejection is not None or state.overrides or state.ended or _said_any(world, state)
         for server in state.servers
         if server.balancer in world.balancers and _may_write(world, policy, server.balancer)
@@ -151,10 +150,13 @@ def _said_any(world: World, state: InstanceState) -> bool:
 def _nobodys(world: World, policy: Policy) -> list[tuple[str, Ref]]:
     """Servers that show a word of ours although they are no instance's any more: an address has moved, a service was removed."""
     said = [(name, ref) for name, b in world.balancers.items() if b.said and name in policy.balancers for ref in b.said]
-    if not said:
-        return []
-    owned = {server for service in world.services.values() for state in service.instances.values() for server in state.servers}
-    return [(name, ref) for name, ref in said if ServerRef(name, ref) not in owned and _may_write(world, policy, name)]
+    return [(name, ref) for name, ref in said if not _is_anybodys(world, name, ref) and _may_write(world, policy, name)]
+
+
+def _is_anybodys(world: World, balancer: str, ref: Ref) -> bool:
+    server = ServerRef(balancer, ref)
+    users = world.balancers[balancer].users.get(ref.pool, ())
+    return any(server in state.servers for name in users for state in world.services[name].instances.values())
 
 
 def wanted_of(state: InstanceState, traits: BalancerPolicy) -> Operator:

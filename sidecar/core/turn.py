@@ -22,12 +22,13 @@ def turn(world: World, facts: Sequence[Fact], now: float) -> tuple[Decision | No
         touched.update(dict.fromkeys(world.absorb(fact)))
         if isinstance(fact, Probed):
             asked.append(fact.outcome.target)
-    if not touched and not world.commands and not world.events:
-        asks = pace.asks(world, asked, now)
-        world.scheduled(asks)
+    decision = None
+    if touched or world.commands or world.events:
+        decision = decide(world, world.policy, now, touched)
+        world.settle(decision)
+    asks = pace.asks(world, (*asked, *world.unasked), now)
+    world.scheduled(asks)
+    if decision is None:
         return None, asks
-    decision = decide(world, world.policy, now, touched)
-    world.settle(decision)
-    more = pace.asks(world, asked, now)
-    world.scheduled(more)
-    return replace(decision, asks=(*decision.asks, *more)), (*decision.asks, *more)
+    asks = (*decision.asks, *asks)
+    return replace(decision, asks=asks), asks

@@ -22,6 +22,7 @@ from sidecar.core.model import (
     Discovered,
     Fact,
     HoldName,
+    Instance,
     Journaled,
     Judgement,
     Nudged,
@@ -33,7 +34,10 @@ from sidecar.core.model import (
     SelfChecked,
     Tick,
 )
-from sidecar.core.policy import Guards
+from sidecar.core.policy import Guards, Policy
+
+SOON_S, LATER_S, CALM_S = 0.1, 1.0, 10.0
+"""How long a service is left alone in which something is under way, in which somebody is out, in which all is well."""
 
 
 @dataclass(slots=True)
@@ -67,7 +71,11 @@ class World(Known):
             case Adopted():
                 return self._adopted(fact)
             case Tick():
-                return tuple(self.services)
+                return self._ticked(fact.at)
+
+    def wake_at(self) -> float:
+        """When to decide again at the latest, though no fact comes."""
+        return min((service.look_at for service in self.services.values()), default=float("inf"))
 
     def settle(self, decision: Decision) -> None:
         """Note what was decided: what was said, asked, proposed and sent, so that it is not said, asked or sent again."""
@@ -81,12 +89,15 @@ class World(Known):
             if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
                 state.proposed = (*state.proposed, intent.act)
         self.commands.clear()
-        self.unwritten = [intent for intent in self.unwritten if intent not in decision.intents]
+        if self.unwritten:
+            self.unwritten = [intent for intent in self.unwritten if intent not in decision.intents]
         self._settle_judgements(decision)
         self._settle_holds(decision)
-        for service in self.services.values():
+        for service in [self.services[name] for name in decision.services]:
             service.cold = self.is_cold(service, decision.at)
-            service.alert = any(_restless(state) for state in service.instances.values())
+            service.alert = bool(service.held_last) or any(map(_restless, service.instances.values()))
+            service.decided_at = decision.at
+            service.look_at = decision.at + self._patience(service)
         for name, changes in (decision.changes or {}).items():
             balancer = self.balancers[name]
             for change in changes:
@@ -111,6 +122,7 @@ class World(Known):
         for ask in asks:
             if (target := self.targets.get(ask.target)) is not None:
                 target.scheduled, target.nudged = ask, False
+            self.unasked.pop(ask.target, None)
 
     def _probed(self, outcome: Outcome) -> tuple[str, ...]:
         target = self.targets.get(outcome.target)
@@ -125,27 +137,31 @@ class World(Known):
             target.bad_run += 1
             target.failed_at = outcome.ended
         elif outcome.result is Result.OK:
-            target.good_since = outcome.started if target.bad_run else target.good_since
-            target.bad_run = 0
-            _learn(target, outcome.seconds)
+            if target.bad_run:
+                target.good_since, target.bad_run = outcome.started, 0
+            _learn(target, outcome.ended - outcome.started)
         eventful: list[str] = [name for name in target.references if self.services[name].alert]
         for instance in target.users:
-            service = self.services[instance.service]
-            state = service.instances[instance]
-            check = state.checks[outcome.target.spec]
-            rules = self.policy.services[instance.service].rules
-            before = (check.bad_run > 0, check.failed, check.answers > 0)
-            streaks.step(check, outcome, rules)
-            is_turn = before != (check.bad_run > 0, check.failed, check.answers > 0) or check.good_run in (rules.rise, 2 * rules.rise)
-            if is_turn or service.cold or self._testifies(service, target, outcome):
+            if self._is_news(instance, target, outcome):
                 eventful.append(instance.service)
-            service.alert = service.alert or outcome.result is Result.FAIL
         return tuple(eventful)
+
+    def _is_news(self, instance: Instance, target: TargetState, outcome: Outcome) -> bool:
+        """One user of the target is credited with its answer. Does anything follow from it?"""
+        service = self.services[instance.service]
+        check = service.instances[instance].checks[outcome.target.spec]
+        rules = self.policy.services[instance.service].rules
+        before = (check.bad_run > 0, check.verdict_at, check.answers > 0)
+        streaks.step(check, outcome, rules)
+        if outcome.result is Result.FAIL:
+            service.alert = True
+        is_turn = before != (check.bad_run > 0, check.verdict_at, check.answers > 0) or check.good_run in (rules.rise, 2 * rules.rise)
+        return is_turn or service.cold or (service.alert and self._testifies(service, target, outcome))
 
     def _testifies(self, service: ServiceState, target: TargetState, outcome: Outcome) -> bool:
         """Somebody waits for a witness and this one speaks, or one who has testified fails too."""
         if outcome.result is Result.OK:
-            return HoldName.NO_WITNESS in service.held_last and outcome.started >= service.held_last[HoldName.NO_WITNESS] - UNBROKEN_S
+            return service.held_last.get(HoldName.NO_WITNESS) == service.decided_at
         return target.bad_run == 2  # what `decide` takes for a witness lost
 
     def _nudged(self, fact: Nudged) -> tuple[str, ...]:
@@ -153,7 +169,8 @@ class World(Known):
         if target is None:
             return ()
         target.nudged, target.scheduled = True, None
-        return (*(i.service for i in target.users), *target.references)
+        self.unasked[fact.target] = None
+        return ()
 
     def _configured(self, fact: Configured) -> tuple[str, ...]:
         self.policy = fact.policy
@@ -163,6 +180,8 @@ class World(Known):
             self.balancers.setdefault(name, BalancerState(name))
         for name in [n for n in self.balancers if n not in fact.policy.balancers]:
             del self.balancers[name]
+        for balancer in self.balancers.values():
+            balancer.users = _users(fact.policy, balancer.name)
         for name in fact.policy.services:
             service = self.services.setdefault(name, ServiceState(name))
             membership.keep_sources(service, fact.policy.services[name])
@@ -173,6 +192,8 @@ class World(Known):
                 membership.plan_checks(self, state)
                 if state.ejection is not None and not state.ejection.enforced:
                     state.ejection = None  # told only: under the new configuration it is decided anew
+            for balancer in [b for b in self.balancers.values() if service.name in b.services() and b.seen]:
+                pictures.members_from(self, balancer, service.name, fact.at)
             membership.map_servers(self, service)
             membership.sweep(self, service)
         membership.plan_references(self)
@@ -190,12 +211,20 @@ class World(Known):
             self.tell("self", fact.at, "sidecar", "the intents journal can be written again")
         elif fact.journal and not self.journal_fault:
             self.tell("self", fact.at, "sidecar", f"the intents journal cannot be written, nothing is ejected: {fact.journal}")
-        self.journal_fault = fact.journal
+        is_mended, self.journal_fault = bool(self.journal_fault) and not fact.journal, fact.journal
         standby = dict(fact.standby or {})
         for name in sorted(standby.keys() - self.standby.keys()):
             self.tell("self", fact.at, "sidecar", f"standing by for balancer {name}: {standby[name]}")
         moved, self.standby = standby != self.standby, standby
-        return tuple(self.services) if why or moved else ()
+        if moved or (is_mended and self.unwritten):
+            return tuple(self.services)
+        return tuple(name for name, service in self.services.items() if service.alert) if why else ()
+
+    def _ticked(self, at: float) -> tuple[str, ...]:
+        """Where time alone may have changed something."""
+        if any(freeze.until is not None and freeze.until <= at for freeze in self.freezes.values()):
+            return tuple(self.services)
+        return tuple(name for name, service in self.services.items() if service.look_at <= at + 1e-6)
 
     def _resumed(self, fact: Resumed) -> tuple[str, ...]:
         """We did not watch for a while: runs of failures from before and during are void."""
@@ -215,6 +244,13 @@ class World(Known):
         self.adopted_hands_off = dict(fact.hands_off or {})
         self.learned = dict(fact.learned or {})
         return ()
+
+    def _patience(self, service: ServiceState) -> float:
+        """How long the service may go without a decision while nothing is heard of it, seconds."""
+        is_held = service.decided_at in service.held_last.values()
+        if service.cold or is_held or any(map(_unsettled, service.instances.values())):
+            return SOON_S
+        return LATER_S if service.alert else CALM_S
 
     def _settle_judgements(self, decision: Decision) -> None:
         for event in decision.events:
@@ -244,7 +280,7 @@ class World(Known):
                 if now - service.held_last.get(hold_name, float("-inf")) > UNBROKEN_S:
                     service.held_since[hold_name] = now
                 service.held_last[hold_name] = now
-        for service in self.services.values():
+        for service in [self.services[name] for name in decision.services]:
             for hold_name in [h for h, last in service.held_last.items() if now - last > EPISODE_S]:
                 del service.held_since[hold_name], service.held_last[hold_name]
                 if hold_name in service.held_told:
@@ -267,6 +303,26 @@ def _learn(target: TargetState, seconds: float) -> None:
 
 def _restless(state: InstanceState) -> bool:
     """Not simply healthy: every answer of its service matters to somebody."""
-    if state.told is not Judgement.HEALTHY or state.ejection is not None or state.overrides:
+    if state.told is not Judgement.HEALTHY or state.ejection is not None or state.overrides or state.ended or state.unclaimed:
         return True
-    return any(check.bad_run or check.failed for check in state.checks.values())
+    return any(check.bad_run or check.verdict_at is not None for check in state.checks.values())
+
+
+def _unsettled(state: InstanceState) -> bool:
+    """Something about it is under way, or may change by time alone; a steady state, in or out, is not."""
+    ejection = state.ejection
+    if state.proposed or state.ended or state.overrides or state.overruled or state.unsaid or state.new_life:
+        return True
+    if ejection is not None and (ejection.returning or state.told is not Judgement.EJECTED):
+        return True
+    return ejection is None and any(check.bad_run or check.verdict_at is not None for check in state.checks.values())
+
+
+def _users(policy: Policy, balancer: str) -> dict[str, list[str]]:
+    """Whose each pool of this balancer is."""
+    users: dict[str, list[str]] = {}
+    for name, service in policy.services.items():
+        for owner, pool in service.pools:
+            if owner == balancer:
+                users.setdefault(pool, []).append(name)
+    return users

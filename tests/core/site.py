@@ -401,7 +401,7 @@ class Site(Lab):
             self.sides[name].tell(changes)
         self._timer += 1
         this = self._timer
-        self._at(decision.wake_at, lambda: self.feed(Tick(self.now)) if this == self._timer else None)
+        self._at(max(self.world.wake_at(), self.now + 0.001), lambda: self.feed(Tick(self.now)) if this == self._timer else None)
 
     def _write_down(self, intents: Sequence[Intent]) -> None:
         self.about -= {i.instance.address for i in intents if i.instance is not None}

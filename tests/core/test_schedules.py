@@ -11,7 +11,7 @@ import pytest
 from lbplugins.values import Operator
 from sidecar.core import acts, decide, guard, known, membership, pace, plan, streak
 from sidecar.core.known import InstanceState
-from sidecar.core.model import Act, Hold, HoldName, Outcome, Reason, Result, Target
+from sidecar.core.model import Act, Ask, Hold, HoldName, Outcome, Reason, Result, Target
 from sidecar.core.policy import Rules
 from sidecar.core.streak import Streak
 from sidecar.core.world import World
@@ -199,7 +199,7 @@ def a_full_disk_is_no_hold(patch: pytest.MonkeyPatch) -> None:
 
 
 def decided_and_written_in_one_turn(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decide, "plan", lambda world, policy, now, undecided: plan.plan(world, policy, now))
+    patch.setattr(decide, "plan", lambda world, policy, now, services, undecided: plan.plan(world, policy, now, services))
 
 
 def returned_at_the_first_chance_of_others(patch: pytest.MonkeyPatch) -> None:
@@ -215,12 +215,12 @@ def returned_at_the_first_chance_of_others(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_suspect_is_asked_no_more(patch: pytest.MonkeyPatch) -> None:
-    right = pace._gap
+    right = pace._next
 
-    def gap(state: InstanceState, *args: Any) -> float:
-        return 60.0 if any(check.bad_run for check in state.checks.values()) else right(state, *args)
+    def ask(world: World, target: Any, now: float) -> Ask:
+        return replace(right(world, target, now), at=now + 60.0) if target.bad_run else right(world, target, now)
 
-    patch.setattr(pace, "_gap", gap)
+    patch.setattr(pace, "_next", ask)
 
 
 MUTANTS: dict[Mutant, tuple[int, tuple[str, ...]]] = {

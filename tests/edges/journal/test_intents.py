@@ -369,7 +369,9 @@ def test_killed_at_any_moment_all_that_was_acknowledged_is_there(tmp_path: Path)
             last = child.stdout.readline()
         assert last, f"the child ended by itself, with {child.wait(30)}"
         child.kill()
-        rest = child.communicate(timeout=30)[0].split()
+        rest = child.stdout.read().split()  # not `communicate`, which knows nothing of what `readline` has read ahead
+        child.stdout.close()
+        child.wait(30)
 
         found = read(folder)
 

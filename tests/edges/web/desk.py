@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from lbplugins.values import Address, Operator, Ref, Seen
-from sidecar.core.model import Commanded, Fact, Hold, Instance, Pictured, Probed, Result, ServerRef, Tick
+from sidecar.core.model import Commanded, Fact, Hold, Instance, Pictured, Probed, Result, ServerRef
 from sidecar.core.policy import BalancerPolicy, Mode, Policy, ProbePlan, ServicePolicy
 from sidecar.core.turn import turn
 from sidecar.core.window import Latencies
@@ -43,10 +43,8 @@ class DeskLab(Lab):
         del self.decisions[:-100]
         self.events += decision.events
         self.log.append(decision.events, self.wall_of)
-        everything = any(isinstance(fact, Tick) for fact in facts)  # other facts touch some services only
-        for name in self.world.services:
-            if (held := tuple(h for h in decision.holds if h.service == name)) or everything:
-                self.held[name] = held
+        for name in decision.services:
+            self.held[name] = tuple(h for h in decision.holds if h.service == name)
         if decision.intents:
             self._at(self.now + 0.001, lambda: self._write_down(decision.intents))
         for changes in (decision.changes or {}).values():

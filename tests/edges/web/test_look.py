@@ -114,7 +114,7 @@ def on_probation(desk: LabDesk) -> None:
     desk.lab.answer(1, good())
     for _ in range(400):
         desk.lab.run(0.01)
-        if look(desk).judgement(desk.lab.instance(1)) == "probation":
+        if look(desk).judgement(desk.lab.instance(1)) == "probation" and desk.lab.instance(1).ejection is None:
             return
 
 
