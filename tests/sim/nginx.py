@@ -74,7 +74,7 @@ class SimNginx:
 
     # ---- what one does to it ----
 
-    def test(self) -> tuple[int, str]:
+    def test(self, now: float = 0.0) -> tuple[int, str]:
         """Exit code and output of `nginx -t -q`. A port that is taken does not count here."""
         return judge(self.files, self.config, self.version, self.resolves)
 
