@@ -7,7 +7,7 @@ from dataclasses import replace
 from lbplugins.values import Axis, Change, Operator, Serve
 from sidecar.core import membership
 from sidecar.core.known import BalancerState, InstanceState, Known, Refused, Word, strictest
-from sidecar.core.model import Act, Applied, Intent, Journaled, Strength
+from sidecar.core.model import Act, Applied, Event, Hold, HoldName, Intent, Journaled, Strength
 
 UNWRITTEN_KEPT = 1000
 """Intents that took effect while the disk was full, and are written down when it has room again."""
@@ -91,6 +91,9 @@ def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> N
     elif not intent.by.startswith("rule:"):
         state.others = frozenset()  # adopted: from now on it is ours
     state.ejection, state.repeat, state.probation_at = intent.ejection, intent.ejection.repeat, None
+    instance, enforced = state.instance, intent.ejection.enforced
+    holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", instance, instance.service),)
+    world.events.append(Event("ejected", at, intent.by, intent.why, instance.service, instance, intent.evidence, holds, enforced))
     state.is_void = not any(check.failed for check in state.checks.values())
     _spend_flap(world, state, at)
     service = world.services[state.instance.service]

@@ -223,11 +223,9 @@ class _Turn:
             InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP,
         )
         sentence = story.ejected(state, ejection, guard.groups(self.world, service)[0], policy)
-        self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection)
-        holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name),)
-        self.holds += holds
-        event = Event("ejected", self.now, ejection.rule, sentence, policy.name, state.instance, (evidence,), holds, enforced)
-        self.events.append(event)
+        self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection, evidence=(evidence,))
+        if not enforced:
+            self.holds.append(Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name))
 
     def _ask_witnesses(self, state: InstanceState, check: Streak) -> None:
         """Ask up to three others the same question at once, those first that are not known to be bad."""
@@ -370,9 +368,8 @@ class _Turn:
             fresh = [s for s in state.servers if not self.world.balancers[s.balancer].error]
             if any((seen := self.world.seen(s)) is not None and seen.ours.serve is Serve.NONE for s in fresh):
                 ejection = Ejection(state.instance, self.now, command.actor, f"adopted by {command.actor}", Strength.HARD)
-                self._intend(Act.EJECT, command.actor, "adopted", state, ejection=ejection)
                 sentence = f"{state.instance} was out by nobody we know; adopted by {command.actor}"
-                self.events.append(Event("ejected", self.now, command.actor, sentence, command.service, state.instance))
+                self._intend(Act.EJECT, command.actor, sentence, state, ejection=ejection)
 
     def expire(self) -> None:
         """End freezes whose time is over, and what had ended before we started; write down what the disk would not take."""
@@ -443,10 +440,11 @@ class _Turn:
         ejection: Ejection | None = None,
         override: Override | None = None,
         until: float | None = None,
+        evidence: tuple[Evidence, ...] = (),
     ) -> None:
         pictured = [] if act is Act.FORGET else [(s, self.world.seen(s)) for s in state.servers]
         notes = tuple((server, seen.note) for server, seen in pictured if seen is not None and seen.note)
-        self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, until=until, notes=notes))
+        self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, until=until, notes=notes, evidence=evidence))
 
     def _say(self, kind: str, by: str, sentence: str, state: InstanceState) -> None:
         self.events.append(Event(kind, self.now, by, sentence, state.instance.service, state.instance))

@@ -403,7 +403,10 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What we mean to do, written and fsynced before any balancer hears of it. `notes`: the plugin's, per server."""
+    """What we mean to do, written and fsynced before any balancer hears of it.
+
+    `notes`: the plugin's, per server. `evidence`: what an EJECT rests on.
+    """
 
     act: Act
     at: float
@@ -415,6 +418,7 @@ class Intent:
     freeze: Freeze | None = None
     until: float | None = None
     notes: tuple[tuple[ServerRef, str], ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -560,3 +560,14 @@ def test_static_instance_adopted_at_start_follows_its_own_source() -> None:
     lab.feed(Discovered("shop", "static", lab.now, all_four[1:]))
     lab.run(1.0)
     assert len(lab.world.services["shop"].instances) == 3
+
+
+def test_an_ejection_that_the_disk_did_not_take_is_not_told_as_one() -> None:
+    lab = Lab()
+    lab.run(WARM)
+    lab.disk_full = True
+    lab.answer(1, refused())
+    lab.run(2.0)
+
+    assert lab.journal == [] and lab.out() == []
+    assert lab.told("ejected") == []
