@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from itertools import groupby
 
 from sidecar.core.histogram import Histogram
-from sidecar.core.samples import Distribution, Sample, distribution, grouped
+from sidecar.core.samples import Distribution, Sample, distribution
 from sidecar.publish import protobuf as pb
 from sidecar.publish.breath import breathing
 from sidecar.publish.exponential import Exact, exact, native
@@ -50,34 +49,40 @@ _MEDIA = {
 _DELIMITED = {"proto=io.prometheus.client.metricfamily", "encoding=delimited"}
 
 
-def render(samples: Sequence[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
-    """The page of `/metrics`. Samples of one name must stand together, as `core.samples.samples` gives them."""
-    if form is Format.PROTOBUF:
-        return b"".join(_families(samples, histograms or {}))
-    return _page(_lines(samples, form))
+def render(samples: Iterable[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
+    """The page of `/metrics`."""
+    families: Families = {}
+    for each in samples:
+        families.setdefault(each.name, []).append(each)
+    return b"".join(_pieces(families, form, histograms or {}))
 
 
 async def rendered(samples: Iterable[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
     """The same from `core.samples.each_sample`, in pieces between which the loop does its other work."""
-    found = grouped([each async for each in breathing(samples)])
+    families: Families = {}
+    async for each in breathing(samples):
+        families.setdefault(each.name, []).append(each)
+    page = bytearray()
+    async for piece in breathing(_pieces(families, form, histograms or {})):
+        page += piece
+    return bytes(page)
+
+
+Families = dict[str, list[Sample]]
+"""Samples by name: those of one name stand together on a page."""
+
+
+def _pieces(families: Families, form: Format, histograms: Exact) -> Iterator[bytes]:
     if form is Format.PROTOBUF:
-        return b"".join([piece async for piece in breathing(_families(found, histograms or {}))])
-    return _page([line async for line in breathing(_lines(found, form))])
-
-
-def _lines(samples: Sequence[Sample], form: Format) -> Iterator[str]:
+        yield from _messages(families, histograms)
+        return
     is_open = form is Format.OPENMETRICS
-    for name, group in groupby(samples, key=lambda each: each.name):
-        for place, row in enumerate(group):
-            if not place:
-                yield from _head(name, row, is_open)
-            yield from _rows(row)
+    for name, rows in families.items():
+        yield _head(name, rows[0], is_open).encode("utf-8", "replace")
+        for row in rows:
+            yield _rows(row).encode("utf-8", "replace")
     if is_open:
-        yield "# EOF"
-
-
-def _page(lines: Iterable[str]) -> bytes:
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+        yield b"# EOF\n"
 
 
 def _weight(parameters: Iterable[str]) -> float:
@@ -91,24 +96,22 @@ def _weight(parameters: Iterable[str]) -> float:
     return 1.0
 
 
-def _head(name: str, sample: Sample, is_open: bool) -> list[str]:
+def _head(name: str, sample: Sample, is_open: bool) -> str:
     family = name.removesuffix("_total") if is_open and sample.kind == "counter" else name
     text = sample.help.replace("\\", "\\\\").replace("\n", "\\n")
-    lines = [f"# HELP {family} {_quoted(sample.help) if is_open else text}", f"# TYPE {family} {sample.kind}"]
-    if is_open and sample.unit:
-        lines.append(f"# UNIT {family} {sample.unit}")
-    return lines
+    unit = f"# UNIT {family} {sample.unit}\n" if is_open and sample.unit else ""
+    return f"# HELP {family} {_quoted(sample.help) if is_open else text}\n# TYPE {family} {sample.kind}\n{unit}"
 
 
-def _rows(sample: Sample) -> list[str]:
+def _rows(sample: Sample) -> str:
     if not isinstance(sample.value, Distribution):
-        return [f"{sample.name}{_labels(sample.labels)} {_number(sample.value)}"]
+        return f"{sample.name}{_labels(sample.labels)} {_number(sample.value)}\n"
     found = sample.value
-    rows = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', repr(bound))))} {count}" for bound, count in found.buckets]
-    rows.append(f"{sample.name}_bucket{_labels((*sample.labels, ('le', '+Inf')))} {found.count}")
-    rows.append(f"{sample.name}_sum{_labels(sample.labels)} {_number(found.total)}")
-    rows.append(f"{sample.name}_count{_labels(sample.labels)} {found.count}")
-    return rows
+    rows = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', repr(bound))))} {count}\n" for bound, count in found.buckets]
+    rows.append(f"{sample.name}_bucket{_labels((*sample.labels, ('le', '+Inf')))} {found.count}\n")
+    rows.append(f"{sample.name}_sum{_labels(sample.labels)} {_number(found.total)}\n")
+    rows.append(f"{sample.name}_count{_labels(sample.labels)} {found.count}\n")
+    return "".join(rows)
 
 
 def _labels(labels: Sequence[tuple[str, str]]) -> str:
@@ -132,16 +135,15 @@ def _number(value: float) -> str:
 _KINDS = {"counter": 0, "gauge": 1, "histogram": 4}
 
 
-def _families(samples: Sequence[Sample], histograms: Exact) -> Iterator[bytes]:
+def _messages(families: Families, histograms: Exact) -> Iterator[bytes]:
     """Delimited messages; a nothing for each row before its family, so that a long family is still taken in pieces."""
-    for name, group in groupby(samples, key=lambda each: each.name):
-        rows = bytearray()
-        head = b""
-        for row in group:
-            head = head or pb.text(1, name) + pb.text(2, row.help) + pb.whole(3, _KINDS[row.kind])
-            rows += pb.message(4, _metric(row, histograms))
+    for name, rows in families.items():
+        family = bytearray(pb.text(1, name) + pb.text(2, rows[0].help) + pb.whole(3, _KINDS[rows[0].kind]))
+        for row in rows:
+            family += pb.message(4, _metric(row, histograms))
             yield b""
-        yield pb.delimited(head + bytes(rows))
+        yield pb.varint(len(family))
+        yield bytes(family)
 
 
 def _metric(sample: Sample, histograms: Exact) -> bytes:

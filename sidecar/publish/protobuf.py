@@ -60,15 +60,10 @@ def packed_signed(field: int, numbers: Iterable[int]) -> bytes:
     return message(field, b"".join(varint(_zigzag(number)) for number in numbers))
 
 
-def delimited(content: bytes) -> bytes:
-    """A message in a stream of messages."""
-    return varint(len(content)) + content
-
-
 def _zigzag(number: int) -> int:
     return number << 1 ^ number >> 63
 
 
 _ONE_BYTE = [bytes((n,)) for n in range(0x80)]
 
-__all__ = ["delimited", "double", "fixed64", "message", "packed", "packed_signed", "signed", "text", "varint", "whole"]
+__all__ = ["double", "fixed64", "message", "packed", "packed_signed", "signed", "text", "varint", "whole"]
