@@ -23,12 +23,13 @@ _USER_AGENT = "lb-sidecar"
 _TIMEOUT = re.compile(rb"timeout\s*=\s*(\d{1,6})")
 _HARMLESS = (
     rb"(?>connection: keep-alive\r\n"
-    rb"|(?!connection:|content-length:|keep-alive:|transfer-encoding:|upgrade:|trailer:)[!#$%&'*+.^_`|~0-9a-z-]++:[\t -~]*+\r\n)*+"
+    rb"|(?!connection:|content-length:|transfer-encoding:|upgrade:|trailer:)[!#$%&'*+.^_`|~0-9a-z-]++:[\t -~]*+\r\n)*+"
 )
 """Headers that say nothing about where the answer ends. Possessive, so that no text is looked at twice."""
 _SIMPLE = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9][0-9]) [\t -~]*+\r\n(?i:" + _HARMLESS + rb"content-length: ?([0-9]{1,7})\r\n" + _HARMLESS + rb")\r\n"
 )
+_ANNOUNCED = re.compile(rb"(?i)\r\nkeep-alive:[\t -~]*?timeout[\t ]*=[\t ]*([0-9]{1,6})")
 _BODILESS = {204, 205, 304}
 
 
@@ -117,7 +118,11 @@ def glance(data: bytes, question: Question) -> Verdict | None:
     if len(data) != begin + size or size > spec.max_body or status in _BODILESS or question.expectation.needs_headers:
         return None
     problem = question.expectation.problem(status, (), data[begin:], False)
-    return _SIMPLE_GOOD[spec.fresh] if problem is None else _bad(problem, status)
+    if problem is not None:
+        return _bad(problem, status)
+    if b"imeout" in data and (announced := _ANNOUNCED.search(data, 0, begin)) is not None:
+        return Verdict(None, may_keep=not spec.fresh, keep_s=float(announced[1]))
+    return _SIMPLE_GOOD[spec.fresh]
 
 
 async def _fetch(attempt: Attempt, wire: Wire, request: bytes, answer: Answer) -> None:

@@ -127,6 +127,7 @@ class Lines(Generic[L]):
         self._by_fd: dict[int, L] = {}
         self._deadlines: Wheel[L] = Wheel()
         self._ceiling = _descriptor_ceiling()
+        self._keep_below = self._ceiling - self._ceiling // 4  # with more targets than descriptors, the rest must do without keeping
         self._outgoing = _first_outgoing_port()
 
     def fileno(self) -> int:
@@ -317,21 +318,21 @@ class Lines(Generic[L]):
         self._parse(line, data, at)
 
     def _known(self, question: Question, data: bytes) -> Verdict | None:
-        """The verdict on an answer of which a look is enough, or that is the same as one before."""
+        """The verdict on an answer that is the same as one before, or of which a look is enough."""
         verdict = question.known.get(data)
-        if verdict is None and (verdict := glance(data, question)) is not None and len(data) <= MAX_KNOWN_BYTES:
-            if len(question.known) >= MAX_KNOWN:
-                question.known.clear()
-            question.known[data] = verdict
+        if verdict is None and (verdict := glance(data, question)) is not None:
+            _remember(question, data, verdict)
         return verdict
 
     def _parse(self, line: L, data: bytes, at: float) -> None:
         """Read on until the answer is whole or there is no more for now."""
         assert line.sock is not None
+        is_whole = line.answer is None  # in one piece, so far
         answer = line.answer = line.answer or Answer.to(line.question.spec)
         try:
             _feed(answer, data)
             while not answer.is_done:
+                is_whole = False
                 if answer.has_head:
                     line.phase = _BODY
                 _feed(answer, line.sock.recv(READ_BYTES))
@@ -344,7 +345,10 @@ class Lines(Generic[L]):
         except OSError as error:
             self._fail(line, network_failure(line.phase, error), at)
             return
-        self._conclude(line, judge(answer, line.question), at)
+        verdict = judge(answer, line.question)
+        if is_whole:
+            _remember(line.question, data, verdict)
+        self._conclude(line, verdict, at)
 
     def _unasked(self, line: L) -> None:
         """Something happened to an idle connection."""
@@ -370,7 +374,7 @@ class Lines(Generic[L]):
             return
         self._deadlines.drop(line, line.deadline_slot)
         line.phase = _IDLE
-        if verdict.may_keep:
+        if verdict.may_keep and line.fd < self._keep_below:
             line.announced_at = _NEVER if verdict.keep_s is None else at + verdict.keep_s * ANNOUNCED_SHARE
             self._forget_answer(line)
         else:
@@ -395,6 +399,13 @@ class Lines(Generic[L]):
 def _is_near(ip: str) -> bool:
     """Whether a connection is open by the time that `connect` returns."""
     return ipaddress.ip_address(ip).is_loopback
+
+
+def _remember(question: Question, data: bytes, verdict: Verdict) -> None:
+    if len(data) <= MAX_KNOWN_BYTES:
+        if len(question.known) >= MAX_KNOWN:
+            question.known.clear()
+        question.known[data] = verdict
 
 
 def _feed(answer: Answer, data: bytes) -> None:

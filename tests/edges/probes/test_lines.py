@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lbplugins.values import Address
 from sidecar.core.model import Ask, Reason, Result, Target
 from sidecar.probes.attempt import Failed, Question, Verdict
+from sidecar.probes.engine import Engine
 from sidecar.probes.http import Answer, glance, judge
 from sidecar.probes.lines import MAX_KNOWN, MAX_REQUEST
 from tests.edges import zoo
@@ -43,6 +44,7 @@ GO = (
     b"HTTP/1.1 200 OK\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\nContent-Length: 2\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"X-Request-Id: 8f14e45f\r\n\r\nok"
 )
+NODE = NGINX.replace(b"keep-alive\r\n", b"keep-alive\r\nKeep-Alive: timeout=5\r\n")
 SPRING = b'HTTP/1.1 503 \r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{"status":"DOWN"}'
 HEADERS = [
     *(
@@ -54,7 +56,18 @@ HEADERS = [
         b"Content-Length : 2",
     ),
     *(b"Connection: keep-alive", b"Connection: close", b"Connection: Keep-Alive, x", b"Connection: upgrade", b"Upgrade: h2c"),
-    *(b"Transfer-Encoding: chunked", b"Keep-Alive: timeout=5", b"Trailer: x", b"Server: x", b"X: \t spaces \t", b"X:", b": x", b"X\x00: y"),
+    *(
+        b"Transfer-Encoding: chunked",
+        b"Keep-Alive: timeout=5",
+        b"keep-alive: max=9, Timeout = 7",
+        b"X: timeout=3",
+        b"Trailer: x",
+        b"Server: x",
+        b"X: \t spaces \t",
+        b"X:",
+        b": x",
+        b"X\x00: y",
+    ),
     *(b"X: caf\xc3\xa9", b"X: \x01", b" folded: x", b"X y: z", b"X: a\rb", b"X: a\nb", b"Content-Length-X: 5", b"X-Connection: close"),
 ]
 LINES = [
@@ -113,7 +126,7 @@ def test_glance_never_says_anything_else_than_a_thorough_reading(
     assert seen is None or meaning(seen) == meaning(read_thoroughly(data, question))
 
 
-@pytest.mark.parametrize("data", [NGINX, GO, SPRING, zoo.answer()])
+@pytest.mark.parametrize("data", [NGINX, GO, NODE, SPRING, zoo.answer()])
 def test_what_servers_usually_answer_is_known_at_a_glance(data: bytes) -> None:
     question = Question(HEALTH)
 
@@ -234,16 +247,35 @@ async def test_server_that_always_ends_after_one_answer_is_news_once() -> None:
             assert len(recorder.nudges) == 1
 
 
+async def _under_way(engine: Engine, number: int) -> None:
+    async with asyncio.timeout(30):
+        while engine.in_flight != number:
+            await asyncio.sleep(0.002)
+
+
 async def test_place_that_becomes_free_is_taken_at_once() -> None:
     with zoo.Server(zoo.silent) as mute, zoo.Server(zoo.good, host="0.0.0.0") as server:
         async with running_engine(HEALTH, max_in_flight=2) as (engine, recorder):
             engine.ask(Ask(Target(mute.address, HEALTH.key), 0.0, 60.0))
+            await _under_way(engine, 1)
             for n in range(20):
                 engine.ask(Ask(Target(Address(f"127.0.0.{n + 1}", server.address.port), HEALTH.key), 0.0, AMPLE_S))
             await recorder.until_outcomes(20)
 
             assert {o.result for o in recorder.outcomes} == {Result.OK}
             assert engine.in_flight == 1
+
+
+async def test_targets_beyond_the_descriptors_are_asked_without_keeping() -> None:
+    with zoo.Server(zoo.good) as server:
+        async with running_engine(HEALTH) as (engine, recorder):
+            engine._lines._keep_below = 0
+            for n in range(3):
+                engine.ask(Ask(Target(server.address, HEALTH.key), 0.0, AMPLE_S))
+                await recorder.until_outcomes(n + 1)
+
+            assert [(o.result, o.fresh) for o in recorder.outcomes] == [(Result.OK, True)] * 3
+            assert recorder.nudges == []
 
 
 class _Broken:
