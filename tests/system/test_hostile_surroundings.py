@@ -17,7 +17,7 @@ import pytest
 
 from bench.daemon import Daemon, until
 from tests.system.lab import Lab, lab
-from tests.system.test_hostile_ends import in_force, replayed, with_one_out
+from tests.system.test_hostile_ends import command, in_force, replayed, with_one_out
 
 pytestmark = pytest.mark.real
 
@@ -70,6 +70,7 @@ def exhaust(sidecar: Daemon, port: int) -> None:
 def test_a_full_disk_means_no_ejection_and_returns_go_on() -> None:
     with lab("haproxy-2.8-none") as box, small_disk(box.folder / "sidecar.state") as disk:
         sidecar = with_one_out(box)
+        until(lambda: command("replay", str(disk))[0] == 0, "the flight recorder has begun")
         filler = fill(disk)
         exhaust(sidecar, box.ports[3])
 
