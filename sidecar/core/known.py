@@ -152,7 +152,7 @@ class Sent:
     """The last change sent to one server and what became of it.
 
     `confirmed`: a picture has shown it. `is_unsure`: it failed in a way that leaves open whether it was done, and no picture has shown
-    since. `told`: the last refusal told.
+    since. `told`: the last refusal told. `stands`: an earlier NONE was there when this was sent, and no picture has shown it undone since.
     """
 
     serve: Serve
@@ -163,6 +163,7 @@ class Sent:
     retries: int = 0
     confirmed: bool = False
     is_unsure: bool = False
+    stands: bool = False
     generation: str = ""
 
     @property

@@ -169,7 +169,7 @@ def _is_still_its(world: Known, state: InstanceState, server: ServerRef) -> bool
     if seen.address is None:
         return True
     sent = world.balancers[server.balancer].sent.get(server.ref)
-    was_written = sent is not None and (sent.serve is Serve.FULL or sent.confirmed or not sent.refused)
+    was_written = sent is not None and (sent.serve is Serve.FULL or sent.confirmed or sent.stands or not sent.refused)
     is_ours = state.ejection is not None and state.ejection.enforced and was_written
     return is_ours and seen.address != state.instance.address and seen.ours.serve is not Serve.FULL
 

@@ -84,6 +84,8 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
         sent.confirmed, sent.generation = True, seen.generation
     if sent is not None and at > sent.at:
         sent.is_unsure = False
+    if sent is not None and seen.ours.serve is Serve.FULL:
+        sent.stands = False
     _adopt(world, server, seen, instance_state, at)
     if instance_state is not None and seen.ours.serve is Serve.FULL:
         instance_state.others -= {server}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lbplugins.values import Axis
+from lbplugins.values import Axis, Serve
 from sidecar.core import acts, membership, pictures
 from sidecar.core import streak as streaks
 from sidecar.core.known import EPISODE_S, GOOD_KEPT, UNBROKEN_S, BalancerState, InstanceState, Known, Sent, ServiceState, TargetState, Word
@@ -110,6 +110,7 @@ class World(Known):
                         change.expect.settle_s,
                         told=same.told if same else "",
                         retries=same.retries if same else 0,
+                        stands=earlier is not None and (earlier.stands or (earlier.serve is Serve.NONE and earlier.confirmed)),
                         generation=change.expect.generation,
                     )
                 else:

@@ -687,7 +687,7 @@ def run(seed: int, insist: Sequence[str] = ()) -> Watched:
     """One schedule to its end; Violation, which has the story, if a promise was broken. `insist`: kinds of fault that must be frequent."""
     rng = Random(seed)
     layout = layout_of(rng)
-    site = Watched(seed, layout, interval_s=rng.choice([0.3, 0.5]), drain=rng.random() < 0.7)
+    site = Watched(seed, layout, interval_s=rng.choice([0.1, 0.2]), drain=rng.random() < 0.7)
     try:
         _run(Chaos(seed, site, insist), site, rng)
     except Violation as violation:

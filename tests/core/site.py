@@ -381,7 +381,8 @@ class Site(Lab):
         if outcome.target in self._paused:
             self._paused.discard(outcome.target)
             outcome = replace(outcome, result=Result.UNKNOWN, reason=Reason.OWN_LAG)
-        outcome = replace(outcome, ended=max(outcome.ended, self.now))
+        if outcome.ended < self.now:
+            outcome = replace(outcome, ended=self.now)
         if outcome.result is not Result.UNKNOWN:
             self.heard.setdefault(outcome.target, []).append(outcome)
             del self.heard[outcome.target][:-40]
