@@ -29,7 +29,7 @@ INTER_S = 0.1
 COPIES = 8
 NAMES = ("s1", "s2", "s3")
 STEPS = 5
-PATIENCE_S = 4.0
+PATIENCE_S = 20.0
 SETTLED_S = 2.0
 """Of the simulated clock, in which every check has ended often enough to have its way."""
 

@@ -97,12 +97,13 @@ CHECKED = " check inter 11h agent-check agent-inter 11h agent-port 21002"
 
 
 def script(random: Random, pool: str, lines: int) -> list[str]:
-    """So many lines for this backend, each of one command or a few joined."""
-    return [";".join(_command(random, pool) for _ in range(random.choice((1, 1, 1, 2, 3)))) for _ in range(random.randint(1, lines))]
+    """So many lines for this backend, each of one command or a few joined. Every other script has to do with one server only."""
+    names = random.choice((NAMES, NAMES, NAMES, *((name,) for name in NAMES)))
+    return [";".join(_command(random, pool, names) for _ in range(random.choice((1, 1, 1, 2, 3)))) for _ in range(random.randint(1, lines))]
 
 
-def _command(random: Random, pool: str) -> str:
-    ref = f"{pool}/{random.choice(NAMES if random.random() < 0.9 else ADDED)}"
+def _command(random: Random, pool: str, names: Sequence[str]) -> str:
+    ref = f"{pool}/{random.choice(names if random.random() < 0.9 else ADDED)}"
     dice = random.random()
     if dice < 0.30:
         return f"set server {ref} {random.choice(STATES)}"
