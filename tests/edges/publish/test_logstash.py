@@ -137,10 +137,10 @@ async def test_a_dead_receiver_delays_neither_decisions_nor_the_end() -> None:
     decisions = Decisions(None, 0)
     (publisher,) = publishers(PublishOptions(logstash=LogstashOptions(address=Address(*place.getsockname()))), Origin(list, decisions))
     async with running(publisher.run) as task:
-        for _ in range(40):
+        for _ in range(24):
             decisions.append([Event("held", 0.0, "hold:panic", "x", "shop")] * 500, wall_of)
             await asyncio.sleep(0)
-        await until(lambda: publisher.count().waiting + publisher.count().dropped == 20_000)
+        await until(lambda: publisher.count().waiting + publisher.count().dropped == 12_000)
         assert publisher.count().waiting == 10_000
         task.cancel()
         async with asyncio.timeout(10):

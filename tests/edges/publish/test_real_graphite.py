@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def options(graphite: Graphite, **more: Any) -> PublishOptions:
 async def shown(graphite: Graphite, target: str, wanted: int = 1) -> list[tuple[float, int]]:
     """The points of a series, once there are so many."""
     points: list[tuple[float, int]] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(points) < wanted:
             await asyncio.sleep(0.2)
             points = await asyncio.to_thread(graphite.points, target)
@@ -72,13 +73,15 @@ async def shown(graphite: Graphite, target: str, wanted: int = 1) -> list[tuple[
 
 
 async def test_percentiles_read_back_are_ours_in_every_format(graphite: Graphite, samples: list[Sample]) -> None:
-    origin = Origin(lambda: samples, Decisions(None, 0))
+    medians = [each for each in samples if ("quantile", "0.5") in each.labels]
     p90 = value(samples, "service_latency_quantile_seconds", quantile="0.9")
     p50 = value(samples, "instance_latency_quantile_seconds", quantile="0.5", address="10.0.0.1:80")
 
     async with contextlib.AsyncExitStack() as stack:
         for form in ("plaintext", "pickle"):
             for tags in (False, True):
+                told = medians if tags else samples  # a tagged series costs graphite-web a transaction
+                origin = Origin(partial(list, told), Decisions(None, 0))
                 (publisher,) = publishers(options(graphite, format=form, prefix=f"{form}_{tags}", tags=tags), origin)
                 await stack.enter_async_context(running(publisher.run))
         for form in ("plaintext", "pickle"):
