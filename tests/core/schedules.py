@@ -256,9 +256,12 @@ class Watched(Site):
     def is_frozen(self, service: str) -> bool:
         for name in (service, ""):
             found = self.force.freezes.get(name)
-            freeze = found[1].intent.freeze if found else None
-            if freeze is not None and (freeze.until is None or self.now < freeze.until) and name in self.world.freezes:
-                return True  # the second only because an unfreezing takes effect although the disk is full
+            freeze, newest = found[1].intent.freeze if found else None, self.world.freezes.get(name)
+            if freeze is None or newest is None:
+                continue  # an unfreezing takes effect although the disk is full
+            until = freeze.until if freeze.at >= newest.at else newest.until  # and so does a freeze that replaces another
+            if until is None or self.now < until:
+                return True
         return False
 
     def instance_of(self, side: Side, ref: Ref, where: Address | None) -> Instance:
