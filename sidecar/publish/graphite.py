@@ -57,8 +57,8 @@ _COUNTED = {"lbsidecar_ejections_total": "ejections", "lbsidecar_returns_total":
 
 
 def lines(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[bytes]:
-    """The plaintext lines of one moment, `when` in seconds since 1970."""
-    return _written(((f"{prefix}.{point.path}", point.value) for point in points(samples)), when)
+    """The plaintext lines of one moment, `when` in seconds since 1970; nothings among them."""
+    return _written(_placed(samples, prefix), when)
 
 
 def tagged(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[bytes]:
@@ -68,10 +68,9 @@ def tagged(samples: Iterable[Sample], prefix: str, when: float) -> Iterator[byte
 
 def frames(samples: Iterable[Sample], prefix: str, when: float, has_tags: bool) -> Iterator[bytes]:
     """The same, plain or tagged, as carbon's pickle frames; nothing where a frame is not full yet."""
-    named = _tagged(samples, prefix) if has_tags else ((f"{prefix}.{point.path}", point.value) for point in points(samples))
     row: list[tuple[str, tuple[int, float]]] = []
-    for name, value in named:
-        if math.isfinite(value):
+    for name, value in _tagged(samples, prefix) if has_tags else _placed(samples, prefix):
+        if name and math.isfinite(value):
             row.append((name, (int(when), value)))
         if len(row) == POINTS:
             yield _frame(row)
@@ -85,8 +84,12 @@ def frames(samples: Iterable[Sample], prefix: str, when: float, has_tags: bool) 
 def _written(named: Iterable[tuple[str, float]], when: float) -> Iterator[bytes]:
     end = f" {int(when)}\n"
     for name, value in named:
-        if math.isfinite(value):
-            yield f"{name} {value!r}{end}".encode("ascii")
+        yield f"{name} {value!r}{end}".encode("ascii") if name and math.isfinite(value) else b""
+
+
+def _placed(samples: Iterable[Sample], prefix: str) -> Iterator[tuple[str, float]]:
+    for point in points(samples):
+        yield (f"{prefix}.{point.path}", point.value) if point is not None else ("", 0.0)
 
 
 def _tagged(samples: Iterable[Sample], prefix: str) -> Iterator[tuple[str, float]]:
@@ -113,8 +116,8 @@ class Point(NamedTuple):
     grows: bool = False
 
 
-def points(samples: Iterable[Sample]) -> Iterator[Point]:
-    """What Graphite gets; counters of several rows are summed to one."""
+def points(samples: Iterable[Sample]) -> Iterator[Point | None]:
+    """What Graphite gets; counters of several rows are summed to one. Nones between them, so that it may all be taken in pieces."""
     sums: Counter[str] = Counter()
     for sample in samples:
         labels = dict(sample.labels)
@@ -125,6 +128,7 @@ def points(samples: Iterable[Sample]) -> Iterator[Point]:
         elif sample.kind == "counter":
             for name in _counter_paths(sample.name, labels):
                 sums[name] += sample.value  # type: ignore[assignment]  # a Counter adds floats as well
+            yield None
         elif (gauge := _gauge_path(sample.name, labels)) is not None:
             yield Point(gauge, sample.value)
     for name, value in sums.items():

@@ -88,6 +88,7 @@ class Post(Sink):
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._did_good = False
+        self._is_up = not self._is_away
         async with opened.session() as session:
             try:
                 while loop.time() < began + SESSION_S:

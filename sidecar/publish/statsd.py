@@ -31,7 +31,9 @@ class Statsd:
         """Full datagrams, lines parted by newlines; nothing where one is not full yet."""
         packet = b""
         for line in self._lines(samples):
-            if packet and len(packet) + 1 + len(line) > MAX_BYTES:
+            if not line:
+                yield b""
+            elif packet and len(packet) + 1 + len(line) > MAX_BYTES:
                 yield packet
                 packet = line
             else:
@@ -42,7 +44,8 @@ class Statsd:
 
     def _lines(self, samples: Iterable[Sample]) -> Iterator[bytes]:
         for name, tags, value, grows in self._tagged(samples) if self._has_tags else self._plain(samples):
-            if not math.isfinite(value):
+            if not name or not math.isfinite(value):
+                yield b""
                 continue
             if not grows:
                 yield f"{name}:{max(value, 0.0)!r}|g{tags}".encode("ascii")  # a sign would make it a change, not a value
@@ -54,7 +57,7 @@ class Statsd:
 
     def _plain(self, samples: Iterable[Sample]) -> Iterator[tuple[str, str, float, bool]]:
         for point in points(samples):
-            yield f"{self._prefix}.{point.path}", "", point.value, point.grows
+            yield (f"{self._prefix}.{point.path}", "", point.value, point.grows) if point is not None else ("", "", 0.0, False)
 
     def _tagged(self, samples: Iterable[Sample]) -> Iterator[tuple[str, str, float, bool]]:
         for sample in samples:

@@ -54,7 +54,7 @@ def _paths(found: dict[str, Sample]) -> str:
     rows = ["| path | from |", "|---|---|"]
     for name, sample in sorted(found.items()):
         placed = tuple((key, PLACES.get(key, value)) for key, value in sample.labels)
-        rows += [f"| `lbsidecar.{point.path}` | `{name}` |" for point in points([sample._replace(labels=placed)])]
+        rows += [f"| `lbsidecar.{point.path}` | `{name}` |" for point in points([sample._replace(labels=placed)]) if point]
     return "\n".join(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import string
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.samples import Distribution, Sample
-from sidecar.publish.graphite import lines, node, path
+from sidecar.publish.graphite import frames, lines, node, path, tagged
 from tests.core.lab import refused
 from tests.edges.publish.scene import Scene
 
@@ -76,7 +77,7 @@ WHO = {"service": "shop", "address": "10.0.0.5:8080"}
     ],
 )
 def test_each_sample_has_its_path(samples: list[Sample], wanted: list[str]) -> None:
-    assert list(lines(samples, "lbsidecar", 1767225600.9)) == [f"{line} 1767225600\n".encode() for line in wanted]
+    assert [line for line in lines(samples, "lbsidecar", 1767225600.9) if line] == [f"{line} 1767225600\n".encode() for line in wanted]
 
 
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,7 +93,7 @@ def test_hostile_names_stay_one_line_with_as_many_nodes(service: str, address: s
         1.0,
     )
 
-    for line in found:
+    for line in filter(None, found):
         assert LINE.fullmatch(line)
         assert line.split(b" ")[0].count(b".") in (3, 4)
 
@@ -117,7 +118,7 @@ def test_a_real_world_is_told_in_sound_lines_without_doubles() -> None:
     scene.answer(2, refused())
     scene.run(3.0)
 
-    found = list(lines(scene.samples(), "lbsidecar", 1767225600.0))
+    found = [line for line in lines(scene.samples(), "lbsidecar", 1767225600.0) if line]
 
     assert [line for line in found if not LINE.fullmatch(line)] == []
     paths = [line.split(b" ")[0] for line in found]
@@ -125,3 +126,34 @@ def test_a_real_world_is_told_in_sound_lines_without_doubles() -> None:
     assert b"lbsidecar.shop.10_0_0_2_80.judgement.ejected 1.0 1767225600\n" in found
     assert b"lbsidecar.shop.all.ejections 1.0 1767225600\n" in found
     assert any(path.startswith(b"lbsidecar.shop.10_0_0_1_80.latency.probe.p50") for path in paths)
+
+
+def test_tags_are_the_labels_and_nothing_in_them_can_end_one() -> None:
+    found = list(
+        tagged([gauge("instance_serving_ratio", 0.5, service="a;b c~=\u00e9", address="10.0.0.5:80", empty="")], "lb", 1767225600.0)
+    )
+
+    assert found == [b"lb.instance_serving_ratio;service=a_b_c_=_;address=10.0.0.5:80 0.5 1767225600\n"]
+
+
+def test_frames_say_what_lines_say() -> None:
+    scene = Scene(60)
+    scene.run(30.0)
+    samples = scene.samples()
+
+    points = []
+    for frame in filter(None, frames(samples, "lbsidecar", 1767225600.0, has_tags=False)):
+        assert int.from_bytes(frame[:4], "big") == len(frame) - 4 < 1 << 20
+        points += pickle.loads(frame[4:])
+
+    assert len(points) > 500
+    assert [f"{name} {value!r} {when}\n".encode() for name, (when, value) in points] == [
+        line for line in lines(samples, "lbsidecar", 1767225600.0) if line
+    ]
+
+
+def test_a_long_row_of_counters_is_taken_in_pieces() -> None:
+    """What is summed before anything can be said must not hold the loop."""
+    counters = [counter("probes", 1.0, **WHO, result="ok", reason=str(i)) for i in range(1000)]
+
+    assert len(list(lines(counters, "lbsidecar", 1.0))) >= 1000
