@@ -23,13 +23,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bench.daemon import NeverHappenedError, until
-from lbplugins.values import FULL, NONE, Ref, Setting
+from lbplugins.values import FULL, NONE, Ref, Refusal, Setting
 from tests.plugins.haproxy.lab import VERSIONS, Box, Fleet, Tap
 from tests.plugins.haproxy.test_agent import Asked, opened
 from tests.plugins.haproxy.test_real import Sidecar, eventually
 from tests.system.lab import Lab, lab
 
 OUT, BACK = Setting(NONE), Setting()
+CUTS = (10, 25, 50, 75)
+HIS_WEIGHTS = [weight for weight in range(1, 257) if weight not in (*CUTS, 100)]
+"""Of 100. The very weight that we cut to is no edit of his that anybody could see."""
 BITS = {"maint": 1, "drain": 8}
 RESTORED_WITHIN_S = 0.05
 CHANCE_S = 0.012
@@ -140,14 +143,16 @@ class Ring:
 
     async def weigh(self, ref: Ref, moment: Moment) -> None:
         """He sets a weight while we cut it."""
-        his = self.chance.randint(1, 256)
+        his = self.chance.choice(HIS_WEIGHTS)
         name = f"{self.box.version} {ref} weight {his} {moment}"
-        change = await self.ours.change(ref, Setting(FULL, self.chance.choice((10, 25, 50, 75))))
-        spoken = await self._interrupted(f"set server {ref} weight {his}", moment, lambda: self.ours.plugin.apply([change]), keep=True)
-        if moment is Moment.WRITE:
+        change = await self.ours.change(ref, Setting(FULL, self.chance.choice(CUTS)))
+        refusals = await self._interrupted(f"set server {ref} weight {his}", moment, lambda: self.ours.plugin.apply([change]))
+        if moment is Moment.WRITE and not self.last.has_written:
+            self.tally.faults.append(f"{name}: not even written: {refusals}")
+        elif moment is Moment.WRITE:
             # Our overwriting line, the one that puts his back, the read-back: it arrives once his weight is in force again.
             self.tally.restored_s.append(self.last.lines_at[2] - self.last.lines_at[0])
-            if not spoken or await asyncio.to_thread(self.box.weight, ref) != his:
+            if not refusals or await asyncio.to_thread(self.box.weight, ref) != his:
                 self.tally.faults.append(f"{name}: not put back, {await asyncio.to_thread(self.box.weight, ref)}")
         if (await self.ours.look(ref)).ours != BACK:
             await self.ours.ask(ref, BACK)
@@ -158,9 +163,7 @@ class Ring:
         self.tally.weights[str(moment)] += 1
         await asyncio.to_thread(self.box.say, f"set server {ref} weight 100%")
 
-    async def _interrupted(
-        self, command: str, moment: Moment, act: Callable[[], Awaitable[Sequence[object]]], *, keep: bool = False
-    ) -> Sequence[object]:
+    async def _interrupted(self, command: str, moment: Moment, act: Callable[[], Awaitable[Sequence[Refusal]]]) -> Sequence[Refusal]:
         self.last = Interjection(self.box, command, moment, self.chance.uniform(0, CHANCE_S))
         self.tap.before = self.last.before
         refusals = await act()
