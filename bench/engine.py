@@ -389,7 +389,7 @@ COLUMNS: Sequence[tuple[str, str, int]] = (
 
 
 def table(cell: Cell, results: Results) -> str:
-    """Markdown: medians, the cost with its least and most, and our cost as a share of each row's."""
+    """Markdown: medians, the cost with its least and most, our cost as a share of each row's; in brackets where that one fell behind."""
     shown = [(f, head, digits) for f, head, digits in COLUMNS if any(middle(r, f) is not None for r in results.values())]
     first = next((name for name in results if name.startswith(OURS)), None)
     lines = [
@@ -403,7 +403,8 @@ def table(cell: Cell, results: Results) -> str:
         texts = ["" if value is None else f"{value:,.{digits}f}" for value, (_, _, digits) in zip(values, shown, strict=True)]
         costs = [sample.cpu_us for sample in samples]
         share = ratio("cpu_us", first, name)(results) if first is not None and first != name else None
-        lines.append(f"| {name} | {' | '.join(texts)} | {min(costs):.1f}-{max(costs):.1f} | {'' if share is None else f'{share:.2f}'} |")
+        shown_share = "" if share is None else f"{share:.2f}" if keeps_up(results, name) else f"({share:.2f})"
+        lines.append(f"| {name} | {' | '.join(texts)} | {min(costs):.1f}-{max(costs):.1f} | {shown_share} |")
     return "\n".join([*lines, "", *judged(cell, results)])
 
 
@@ -418,10 +419,10 @@ def judged(cell: Cell, results: Results) -> Iterator[str]:
         )
 
 
-def keeps_up(results: Results) -> bool:
-    """Whether ours made the probes it was asked to make, in most rounds: a cost at half the rate is another thing's cost."""
-    ours = [sample.is_sustained for name, samples in results.items() if name.startswith(OURS) for sample in samples]
-    return 2 * sum(ours) > len(ours)
+def keeps_up(results: Results, who: str = OURS) -> bool:
+    """Whether they made the probes they were asked to make, in most rounds: a cost at half the rate is another thing's cost."""
+    found = [sample.is_sustained for name, samples in results.items() if name.startswith(who) for sample in samples]
+    return 2 * sum(found) > len(found)
 
 
 def panel(cell: Cell, results: Results) -> Panel:

@@ -53,4 +53,8 @@ def _panel(panel: Panel, top: float) -> Iterator[str]:
         yield f'<text x="{LEFT - 8}" y="{y + 11:g}" text-anchor="end">{escape(bar.name)}</text>'
         yield f'<rect x="{LEFT}" y="{y:g}" width="{middle - LEFT:.1f}" height="{BAR}" fill="{colour}"/>'
         yield f'<path d="M{low:.1f} {y + BAR / 2:g}H{high:.1f}" stroke="black" stroke-width="1.5"/>'
-        yield f'<text x="{max(high, middle) + 6:.1f}" y="{y + 11:g}">{bar.middle:.3g}</text>'
+        yield f'<text x="{max(high, middle) + 6:.1f}" y="{y + 11:g}">{_short(bar.middle)}</text>'
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -221,7 +221,7 @@ def test_a_picture_is_sound_and_shows_every_row() -> None:
     root = ElementTree.fromstring(draw([panel(CELL, results)]))
 
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == ["1,000 targets: CPU us a probe", FLOOR, "10", OURS, "20", "a <b> & c", "4e+03"]
+    assert texts == ["1,000 targets: CPU us a probe", FLOOR, "10", OURS, "20", "a <b> & c", "4,000"]
     widths = [float(element.attrib["width"]) for element in list(root.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
     assert widths == sorted(widths) and widths[-1] <= 820
 
