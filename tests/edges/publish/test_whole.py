@@ -8,11 +8,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from bench.daemon import until
-from tests.edges.publish.programs import free_port
+from bench.daemon import Daemon, until
+from tests.edges.publish.programs import Prometheus, free_port, wait_for
 from tests.edges.publish.receiver import bound
 from tests.system.lab import Lab, lab
 
@@ -90,3 +91,25 @@ def test_it_ejects_returns_and_ends_as_ever(balanced: Lab, kind: str, monkeypatc
         assert f'lbsidecar_sink_sent_total{{sink="{name}"}}' in page
     assert SENTINEL not in daemon.log_text()
     assert "Traceback" not in daemon.log_text()
+
+
+def test_a_real_prometheus_says_of_a_real_sidecar_what_its_api_says(balanced: Lab, tmp_path: Path) -> None:
+    daemon = Daemon(balanced.folder, balanced.config(), name="scraped", port=free_port())
+    balanced.daemons.append(daemon)
+    daemon.start()
+    daemon.wait_healthy(balanced.ports)
+    prometheus = Prometheus(tmp_path, {"lb-sidecar": (daemon.port or 0, "/metrics")})
+    expression = 'histogram_quantile(0.5, lbsidecar_response_seconds{service="shop",source="probe"})'
+
+    def agree() -> bool:
+        """Both move on between two questions: it is enough that they meet."""
+        theirs = prometheus.value(expression)
+        _, ours = daemon.ask("/api/v1/services/shop/latency?window=1m&source=probe")
+        return theirs is not None and ours["service"]["p50"]["value"] == pytest.approx(theirs, rel=0.015)
+
+    with prometheus.run():
+        wait_for(agree)
+        judged = prometheus.query('lbsidecar_instance_judgement{service="shop",judgement="healthy"} == 1')
+
+    assert {each["metric"]["address"] for each in judged} == {f"127.0.0.1:{port}" for port in balanced.ports}
+    assert daemon.end(signal.SIGTERM) == 0
