@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -23,10 +24,12 @@ from tests.plugins.haproxy.lab import Box, free_port
 from tests.sim.differential_haproxy import Failure, comparable, difference
 from tests.sim.differential_scripts import plain_line, ready
 from tests.sim.haproxy import BAD, GOOD, Answer, Question, SimHaproxy, Verdict
+from tests.sim.haproxy_config import Config
 from tests.sim.haproxy_server import Check, Status
 
 INTER_S = 0.1
 COPIES = 8
+LOOK = "show servers state {pool};show stat {pool} 6 -1"
 NAMES = ("s1", "s2", "s3")
 STEPS = 5
 PATIENCE_S = 20.0
@@ -166,8 +169,10 @@ class Pair:
         return self.answers.get(question.ref, GOOD)
 
     def tables(self, sim: SimHaproxy, pool: str) -> tuple[str, str]:
-        line = f"show servers state {pool};show stat {pool} 6 -1"
-        return steady(self.box.cli(line)), steady(sim.answer(line.encode() + b"\n", self.now).decode())
+        return steady(self.box.cli(LOOK.format(pool=pool))), self.shown(sim, pool)
+
+    def shown(self, sim: SimHaproxy, pool: str) -> str:
+        return steady(sim.answer(LOOK.format(pool=pool).encode() + b"\n", self.now).decode())
 
     def different(self, steps: Mapping[str, Step], before: SimHaproxy) -> dict[str, str]:
         """The backends that settled at something else, and at what; looks twice, since equality may only be passing."""
@@ -193,8 +198,13 @@ class Pair:
         how = difference(*self.tables(self.sim, pool), f"settled after `{step}`")
         if not how:
             return ""
+        # Some looks, since a check under way hides what its last one said.
+        seen = set()
+        for _ in range(20):
+            seen.add(self.tables(self.sim, pool)[0])
+            time.sleep(INTER_S / 5)
         for other in alternatives(before, pool, step.line, self.now - SETTLED_S, self.ask):
-            if not difference(*self.tables(other, pool), ""):
+            if self.shown(other, pool) in seen:
                 self.sim.worker.config.proxies[pool] = other.worker.config.proxies[pool]
                 self.raced += 1
                 return ""
@@ -233,26 +243,52 @@ def steady(text: str) -> str:
     return "\n".join(fields).replace("_status=* ", "_status=") + "\n"
 
 
+class Moment(NamedTuple):
+    """One check of one server, under way from before the command of number `begin` until before that of number `end`."""
+
+    server: str
+    is_agent: bool
+    begin: int
+    end: int
+
+
 def alternatives(before: SimHaproxy, pool: str, line: str, now: float, ask: Callable[[Question], Answer]) -> Iterator[SimHaproxy]:
-    """What else may follow: for each check of this backend, that it began and ended between any two of the commands."""
+    """What else may follow: that one check of this backend, or two, began and ended between any two of the commands."""
     parts = line.split(";") if line else []
-    for name in before.worker.config.proxies[pool].servers:
-        for is_agent in (False, True):
-            for begin in range(len(parts) + 1):
-                for end in range(begin, len(parts) + 1):
-                    sim = copy.deepcopy(before)
-                    server = sim.server(Ref(pool, name))
-                    checker = server.agent if is_agent else server.check
-                    _say(sim, parts[:begin], now)
-                    if not checker.is_shown:
-                        continue
-                    checker.state |= Check.UNDER_WAY
-                    _say(sim, parts[begin:end], now)
-                    question = Question(Ref(pool, name), is_agent, "", 0)
-                    sim.ended(question, ask(question), now)
-                    _say(sim, parts[end:], now)
-                    settled(sim, now, ask)
-                    yield sim
+    servers = before.worker.config.proxies[pool].servers
+    spans = [(begin, end) for begin in range(len(parts) + 1) for end in range(begin, len(parts) + 1)]
+    moments = [Moment(name, is_agent, *span) for name in servers for is_agent in (False, True) for span in spans]
+    pairs = (pair for pair in combinations(moments, 2) if pair[0][:2] != pair[1][:2])
+    for some in chain(((moment,) for moment in moments), pairs):
+        sim = _alone(before, pool)
+        if _races(sim, pool, parts, some, now, ask):
+            settled(sim, now, ask)
+            yield sim
+
+
+def _alone(sim: SimHaproxy, pool: str) -> SimHaproxy:
+    """A copy with this backend only."""
+    small, worker = copy.copy(sim), copy.copy(sim.worker)
+    worker.config, worker.rows, worker.traffic, worker.cut = Config({pool: sim.worker.config.proxies[pool]}), {}, {}, []
+    small.worker, small.leaving = worker, []
+    return copy.deepcopy(small)
+
+
+def _races(sim: SimHaproxy, pool: str, parts: Sequence[str], some: Sequence[Moment], now: float, ask: Callable[[Question], Answer]) -> bool:
+    """Plays the commands with these checks in between; false when one of them cannot begin then."""
+    for place in range(len(parts) + 1):
+        for moment in some:
+            server = sim.server(Ref(pool, moment.server))
+            checker = server.agent if moment.is_agent else server.check
+            if moment.begin == place:
+                if not checker.is_shown or not checker.state & Check.CONFIGURED:
+                    return False
+                checker.state |= Check.UNDER_WAY
+            if moment.end == place:
+                question = Question(Ref(pool, moment.server), moment.is_agent, "", 0)
+                sim.ended(question, ask(question), now)
+        _say(sim, parts[place : place + 1], now)
+    return True
 
 
 def _say(sim: SimHaproxy, parts: Sequence[str], now: float) -> None:

@@ -340,7 +340,7 @@ class _Talk:
         server.pool, server.is_dynamic_lb, server.is_added = proxy.name, True, True
         server.number = next(number for number in range(1, len(taken) + 2) if number not in taken)
         server.op, server.admin = server.next_op, server.next_admin = Op.STOPPED, Admin.FORCED_MAINT
-        server.check.health = 0
+        server.check.health = server.agent.health = 0
         server.check.state &= ~Check.ENABLED
         server.agent.state &= ~Check.ENABLED
         server.share = server.next_share = 1
