@@ -39,13 +39,17 @@ bench-removal: $(STAMP) system-packages  ## how fast a dead or hanging instance 
 
 .PHONY: bench-engine bench-sketch bench-core
 bench-engine: $(STAMP) system-packages  ## what a probe costs: ours, HAProxy, Envoy, Traefik, Caddy, blackbox exporter, a C floor; about 40 minutes
-	@$(BIN)/python -m bench.engine --json .bench-engine.json
+	@$(BIN)/python -m bench.engine --json $(VENV)/bench-engine.json
 
 bench-sketch: $(STAMP)  ## what the percentiles cost, and how far off they are
 	@$(BIN)/python -m bench.sketch
 
 bench-core: $(STAMP) system-packages  ## what lies between an outcome and a decision, and from the tipping fact to HAProxy's socket
 	@$(BIN)/python -m bench.core
+
+.PHONY: chaos
+chaos: $(STAMP) system-packages  ## every row of the fault matrix on real processes; writes docs/faults.md; under 20 minutes
+	@$(BIN)/python -m tests.scenarios.chaos
 
 image:  ## build the container image, with docker, podman, buildah or what IMAGE_BUILDER names
 	@deploy/check-image
