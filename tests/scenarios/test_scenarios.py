@@ -19,7 +19,13 @@ ALL = load_all()
 NAMES = [scenario.id for scenario in ALL]
 
 
-@pytest.mark.parametrize("scenario", [s for s in ALL if s.runs_sim], ids=lambda s: s.id)
+def simulated(scenario: Scenario) -> object:
+    """A long one, or one of many instances, is left out of the fast loop."""
+    instances = sum(service.instances for service in scenario.layout.services.values())
+    return pytest.param(scenario, id=scenario.id, marks=[pytest.mark.slow] if scenario.length_s * instances > 400 else [])
+
+
+@pytest.mark.parametrize("scenario", [simulated(s) for s in ALL if s.runs_sim])
 def test_in_simulation_it_comes_as_promised(scenario: Scenario) -> None:
     sim.run(scenario)
 
