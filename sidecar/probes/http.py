@@ -16,6 +16,8 @@ from sidecar.probes.options import Kind, ProbeSpec
 MAX_HEAD = 64 * 1024
 MAX_FRAMING = 64 * 1024
 """Bytes beyond head and body that chunk sizes, chunk extensions and trailers may take."""
+MAX_HEADERS = 256
+"""Header and trailer lines. HAProxy passes on 101; each costs our processor as much as a hundred bytes do."""
 MAX_INTERIM = 8
 """1xx answers before the real one."""
 
@@ -200,6 +202,8 @@ class Answer:
         except httptools.HttpParserUpgrade:
             self.is_done, self.may_keep = True, False
         except httptools.HttpParserError as error:
+            if self._fault:
+                raise Failed(Reason.BAD_RESPONSE, self._fault) from error
             if not self.is_done:
                 raise Failed(Reason.BAD_RESPONSE, f"not a valid HTTP/1.1 answer: {error}; it began {data[:40]!r}") from error
             self.may_keep = False
@@ -239,15 +243,19 @@ class Answer:
         if self._received > MAX_HEAD + self._max_body + MAX_FRAMING:
             raise Failed(Reason.BAD_RESPONSE, "chunk sizes and trailers without end")
 
-    # What httptools calls; an exception in here would lose its type, so they only take notes.
+    # What httptools calls; an exception in here would lose its type, so they take notes.
 
     def on_message_begin(self) -> None:
         if self.is_done:
             self.may_keep = False  # bytes beyond the answer: nobody knows what the next one would be
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.is_done:
-            self.headers.append((name, value))
+        if self.is_done:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            self._fault = f"more than {MAX_HEADERS} header lines"
+            raise ValueError(self._fault)  # ends the parsing; the note tells why
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.is_done or self._parser is None:

@@ -36,7 +36,9 @@ WRONG: list[tuple[str, zoo.Behaviour, Reason, str]] = [
     ("a negative length", zoo.saying(OK + b"Content-Length: -1\r\n\r\n"), BAD, "Content-Length"),
     ("a broken chunk size", zoo.saying(CHUNKED + b"zz\r\nok\r\n"), BAD, "chunk"),
     ("a chunk size that overflows", zoo.saying(CHUNKED + b"f" * 20 + b"\r\n"), BAD, "hunk"),
-    ("endless headers", zoo.endless_headers, BAD, "longer than 64 KiB"),
+    ("endless headers", zoo.endless_headers, BAD, "more than 256 header lines"),
+    ("257 headers", zoo.saying(OK + b"X: y\r\n" * 257 + b"\r\n"), BAD, "more than 256 header lines"),
+    ("endless trailers", zoo.saying(CHUNKED + b"0\r\n" + b"X: y\r\n" * 10_000), BAD, "more than 256 header lines"),
     ("one header line of 1 MB", zoo.saying(OK + b"X: " + b"y" * 1_000_000), BAD, "longer than 64 KiB"),
     ("a spam of 100 Continue", zoo.endless_continue, BAD, "interim"),
     ("an endless chunk extension", zoo.endless_chunk_extension, BAD, "without end"),
@@ -113,6 +115,7 @@ GOOD: list[tuple[str, zoo.Behaviour]] = [
     ("a few 100 Continue first", zoo.saying(b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + zoo.answer())),
     ("more bytes than the length", zoo.saying(zoo.answer() + b"surplus")),
     ("a second answer that nobody asked for", zoo.saying(zoo.answer() + zoo.answer(status="500 Oops"))),
+    ("255 headers and a length", zoo.saying(OK + b"X: y\r\n" * 255 + b"Content-Length: 0\r\n\r\n")),
     ("no content", zoo.saying(b"HTTP/1.1 204 No Content\r\n\r\n")),
     ("RST after the full answer", zoo.saying(zoo.answer(), then=zoo.reset)),
 ]
