@@ -24,6 +24,7 @@ from sidecar.core.model import (
     Ejection,
     Fact,
     Hold,
+    Instance,
     Intent,
     Journaled,
     Resumed,
@@ -105,6 +106,7 @@ class Reconciler:
         self._due = False
         self._timer: asyncio.TimerHandle | None = None
         self._pen = pen or ThreadPoolExecutor(1, thread_name_prefix="intents")
+        self._newest_ejection: dict[Instance, Ejection] = {}
         self._holds_of: dict[str, tuple[Hold, ...]] = {}
         self._is_closed = self._is_trying = self._wants_segment = False
 
@@ -212,6 +214,9 @@ class Reconciler:
         if binding and not self._is_closed:
             writing = _Writing(binding)
             writing.timer = self._loop.call_later(JOURNAL_WITHIN_S, self._is_too_slow, writing)
+            self._newest_ejection.update(
+                (i.ejection.instance, i.ejection) for i in binding if i.act is Act.EJECT and i.ejection is not None
+            )
             self._pen.submit(self._append, writing)
 
     def strike(self, ejections: Sequence[Ejection], why: str) -> None:
@@ -228,8 +233,9 @@ class Reconciler:
         if not writing.is_answered:
             self._answer(writing, error)
         elif not error:
-            # they were given up and nothing came of them: the journal must not say otherwise
-            self.strike([i.ejection for i in writing.intents if i.act is Act.EJECT and i.ejection is not None], "written down too late")
+            # they were given up and nothing came of them: the journal must not say otherwise, unless the same has been decided anew
+            late = [i.ejection for i in writing.intents if i.act is Act.EJECT and i.ejection is not None]
+            self.strike([e for e in late if self._newest_ejection.get(e.instance) is e], "written down too late")
 
     def _is_too_slow(self, writing: _Writing) -> None:
         """A disk that hangs is as good as none: nobody goes out, and who comes back need not wait for it."""
