@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import shutil
 import struct
@@ -99,6 +100,7 @@ def start_prober(
     built: Path, asked: Sequence[Asked], how: Literal["kept", "fresh"], interval_s: float, tick_s: float = 0.01
 ) -> subprocess.Popen[bytes]:
     """The floor, asking until killed. The longer its tick the cheaper it is: 10 ms is hard to beat, and not how one should measure."""
+    tick_s = interval_s / math.ceil(interval_s / tick_s - 1e-9)  # a wheel has whole ticks: a shorter interval would ask more often
     process = subprocess.Popen(
         [str(built / "prober"), how, str(round(interval_s * 1e6)), str(round(tick_s * 1e6))], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
