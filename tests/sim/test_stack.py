@@ -13,6 +13,7 @@ from tests.sim.stack import Violation, put
 from tests.sim.stack_mutants import MUTANTS, Mutant, killed_by
 from tests.sim.stack_schedules import CHAOS_S, QUIET_S, broken_by, equals_without_crashes, fingerprint, plan_of, run, shrunk, told
 
+pytestmark = pytest.mark.slow
 SEEDS = 24
 CHUNK = 4
 PATIENCE = 40
@@ -50,7 +51,7 @@ def test_the_same_seed_gives_the_same_story_in_any_process() -> None:
 
 
 def test_a_failing_plan_is_shrunk_to_what_it_needs_and_told() -> None:
-    """A second sidecar whose lock is taken for its own: what remains of the plan is short, and still breaks the same promise."""
+    """Compare-and-set compares nothing: what remains of the plan is short, and still breaks the same promise."""
     mutant = next(mutant for mutant in MUTANTS if mutant.__name__ == "no_look_before_the_write")
     with put(*mutant()):
         seed, plan, violation = next((s, p, v) for s in range(20) if (v := broken_by(p := plan_of(s, ("race",)))) is not None)
