@@ -9,7 +9,7 @@ from tests.campaigns.stalls import held_lock
 
 @pytest.mark.real
 def test_an_interpreter_that_stands_still_ejects_nobody_who_is_well() -> None:
-    shown = held_lock(3.0, learned=False)
+    shown = held_lock(1.6, learned=False)
 
     assert (shown.ejected, shown.faults, shown.wronged) == ([], [], 0)
     assert shown.looks and shown.out_s is not None
