@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.campaigns.behaviours import hostiles, run
 
-CHOSEN = (
+CHOSEN = ("200 KB that are 200 MB, looked into", "gRPC: endless pings", "a name that SNI refuses")
     "10 GB",
     "200 KB that are 200 MB, looked into",
     "a redirect to itself",
