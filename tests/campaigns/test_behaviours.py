@@ -5,13 +5,6 @@ from __future__ import annotations
 from tests.campaigns.behaviours import hostiles, run
 
 CHOSEN = ("200 KB that are 200 MB, looked into", "gRPC: endless pings", "a name that SNI refuses")
-    "10 GB",
-    "200 KB that are 200 MB, looked into",
-    "a redirect to itself",
-    "half a handshake",
-    "gRPC: endless pings",
-    "a name that SNI refuses",
-)
 
 
 def test_hostile_instances_get_their_reasons() -> None:
