@@ -10,6 +10,8 @@ from sidecar.publish.ecs import Json, line
 from sidecar.publish.post import Answer
 from sidecar.publish.sink import Away
 
+BATCH = 500
+"""Documents of one request: what a busy engine takes within its deadline."""
 _LATER = frozenset({429, 500, 502, 503, 504})
 _THERE = 409
 """An id that is known already: we had sent it before."""
@@ -20,10 +22,6 @@ def item(document: Json, index: str) -> bytes:
     source = line(document)
     what = {"create": {"_index": index, "_id": hashlib.blake2s(source, digest_size=16).hexdigest()}}
     return line(what) + source
-
-
-def body(batch: Sequence[bytes]) -> bytes:
-    return b"".join(batch)
 
 
 def judge(said: bytes, batch: Sequence[bytes]) -> Answer:
@@ -43,4 +41,4 @@ def judge(said: bytes, batch: Sequence[bytes]) -> Answer:
     return Answer(again, len(refused), json.dumps(why)[:300] if why else "")
 
 
-__all__ = ["body", "item", "judge"]
+__all__ = ["BATCH", "item", "judge"]

@@ -90,7 +90,7 @@ def _logstash(options: LogstashOptions, origin: Origin) -> Publisher:
 
 def _elasticsearch(options: ElasticsearchOptions, origin: Origin) -> Publisher:
     receiver = _receiver(options, options.url.rstrip("/") + "/_bulk", "application/x-ndjson")
-    sink = Post("elasticsearch", replace(receiver, body=_joined, judge=bulk.judge))
+    sink = Post("elasticsearch", replace(receiver, judge=bulk.judge, batch=bulk.BATCH))
     return _of_documents(sink, origin, options.interval, partial(bulk.item, index=options.index))
 
 
