@@ -199,13 +199,11 @@ class _Turn:
             if holds:
                 self.holds += holds
                 continue
-            self._propose_ejection(service, policy, state, check, strength)
+            self._propose_ejection(policy, state, check, strength, among[0])
             spent += 1.0
             among = [_without(group, state.instance) for group in among]
 
-    def _propose_ejection(
-        self, service: ServiceState, policy: ServicePolicy, state: InstanceState, check: Streak, strength: Strength
-    ) -> None:
+    def _propose_ejection(self, policy: ServicePolicy, state: InstanceState, check: Streak, strength: Strength, whole: guard.Group) -> None:
         enforced = self._enforced(state, policy, check.rule)
         repeat = _repeat(state, policy.rules, self.now)
         evidence = _evidence(state, check, strength)
@@ -222,7 +220,7 @@ class _Turn:
             enforced,
             InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP,
         )
-        sentence = story.ejected(state, ejection, guard.groups(self.world, service)[0], policy)
+        sentence = story.ejected(state, ejection, whole, policy)
         self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection, evidence=(evidence,))
         if not enforced:
             self.holds.append(Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name))
@@ -248,7 +246,7 @@ class _Turn:
             ejection = state.ejection
             if ejection is None or ejection.returning or state.proposed or state.overruled or state.new_life:
                 continue
-            if self._witness_lost(ejection, policy) and not self.world.freeze_of(service.name, self.now):
+            if self._witness_lost(state, ejection, policy) and not self.world.freeze_of(service.name, self.now):
                 self._propose_return(state, policy, "rule:witness_lost", "every witness failed as well: it is not the instance")
                 continue
             if not guard.has_risen(state, policy):
@@ -258,12 +256,15 @@ class _Turn:
             if not holds:
                 self._propose_return(state, policy, "rule:rise", story.recovered(state, policy))
 
-    def _witness_lost(self, ejection: Ejection, policy: ServicePolicy) -> bool:
-        """Soon after an ejection all who testified fail too."""
+    def _witness_lost(self, state: InstanceState, ejection: Ejection, policy: ServicePolicy) -> bool:
+        """Soon after an ejection all who testified fail too, and nobody else testifies instead."""
         if not ejection.witnesses or not ejection.rule.startswith("rule:") or self.now - ejection.at > policy.rules.undo_s:
             return False
         targets = [self.world.targets.get(witness) for witness in ejection.witnesses]
-        return all(t is not None and t.bad_run >= 2 for t in targets)
+        if not all(t is not None and t.bad_run >= 2 for t in targets):
+            return False
+        check = guard.failed_check(state, policy)
+        return check is None or not self.testimony.of(state.instance, check)
 
     def _fail_open(self, service: ServiceState, policy: ServicePolicy) -> None:
         """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""

@@ -272,7 +272,10 @@ class Known:
         if now - service.since >= guards.cold_s:
             return False
         return not all(
-            check.answers >= guards.cold_answers or check.failed for state in service.instances.values() for check in state.checks.values()
+            check.answers >= guards.cold_answers or check.failed
+            for state in service.instances.values()
+            if state.ejection is None or state.ejection.returning  # one that is out from before our restart need not be known anew
+            for check in state.checks.values()
         )
 
     def lapsed(self) -> list[Ejection]:

@@ -571,3 +571,32 @@ def test_an_ejection_that_the_disk_did_not_take_is_not_told_as_one() -> None:
 
     assert lab.journal == [] and lab.out() == []
     assert lab.told("ejected") == []
+
+
+def test_an_ejection_stands_when_its_witness_dies_but_others_testify() -> None:
+    lab = Lab(12)
+    lab.run(12.0)
+    lab.answer(1, refused())
+    lab.run(1.0)
+    ejection = lab.instance(1).ejection
+    assert ejection is not None
+    for witness in ejection.witnesses:
+        i = int(witness.address.host.rsplit(".", 1)[1])
+        lab.answer(i, refused())
+        lab.nudge(i)
+
+    lab.run(1.9)
+
+    assert 1 in lab.out() and lab.told("returned") == []
+
+
+def test_each_of_two_ejected_in_one_turn_counts_the_other() -> None:
+    lab = warm()
+    lab.feed(Commanded(Verb.FREEZE, "operator:ann", lab.now))
+    for i in (1, 2):
+        lab.answer(i, refused())
+    lab.run(1.0)
+    lab.feed(Commanded(Verb.UNFREEZE, "operator:ann", lab.now))
+    lab.run(0.5)
+
+    assert [e.sentence.split("; ")[2] for e in lab.told("ejected")] == ["1 of 4 out, 2 allowed", "2 of 4 out, 2 allowed"]
