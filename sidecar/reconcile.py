@@ -43,6 +43,7 @@ PAUSED_S = 2.0
 """A gap between two turns longer than this means that we did not run; the self-check alone makes four a second."""
 
 SHORTEST_REST_S = 0.01
+"""Between two looks that no fact has asked for."""
 
 JOURNAL_WITHIN_S = 2.0
 """A disk that takes longer for an intent counts as failed until it has taken it."""
