@@ -23,8 +23,13 @@ demo: $(STAMP)  ## the whole thing on this machine: instances, a real HAProxy, f
 system-packages:
 	@deploy/system-packages
 
-test: $(STAMP) system-packages  ## all tests, on real balancers (installs haproxy and nginx if they are missing)
+test: $(STAMP) system-packages  ## all tests, on real balancers (installs haproxy and nginx if they are missing), and five million simulated facts
 	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m tests.core.schedules --seeds 0:1000000 --facts 5000000
+
+.PHONY: sim
+sim: $(STAMP)  ## random schedules against the core: make sim SEEDS=5000:9000
+	@$(BIN)/python -m tests.core.schedules --seeds $(or $(SEEDS),0:4000)
 
 check: $(STAMP)  ## the fast loop: lint, types, everything but the slow tests; under a minute
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

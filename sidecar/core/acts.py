@@ -116,6 +116,9 @@ def _spend_flap(world: Known, state: InstanceState, at: float) -> None:
 
 def applied(world: Known, fact: Applied) -> tuple[str, ...]:
     balancer = world.balancers.setdefault(fact.balancer, BalancerState(fact.balancer))
+    for change in fact.changes:
+        if change.on is Axis.OPERATOR and (pending := balancer.said_pending.get(change.ref)) is not None:
+            balancer.said_pending[change.ref] = replace(pending, is_answered=True)
     for change, why in fact.refused:
         if change.on is Axis.OPERATOR:
             _word_refused(world, balancer, change, why, fact.at)

@@ -174,11 +174,15 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What was last written on a server's operator axis and not seen yet. `before`: earlier ones whose fate was never known either."""
+    """What was last written on a server's operator axis and not seen yet.
+
+    `before`: earlier ones whose fate was never known either. `is_answered`: it was taken, or what became of it stays open.
+    """
 
     word: Operator
     at: float
     before: frozenset[Operator] = frozenset()
+    is_answered: bool = False
 
 
 @dataclass(slots=True)

@@ -163,7 +163,7 @@ def _operator_moved(world: Known, server: ServerRef, before: Seen, seen: Seen, s
 def _compare_said(world: Known, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None) -> bool:
     """Keep track of which word on the operator's axis is ours: written by us, and still shown. True if this change was our doing."""
     pending = balancer.said_pending.get(ref)
-    if pending is not None and seen.operator is pending.word:
+    if pending is not None and pending.is_answered and seen.operator is pending.word:  # until then it is an operator's own
         del balancer.said_pending[ref]
         balancer.said_refused.pop(ref, None)
         balancer.said.pop(ref, None)

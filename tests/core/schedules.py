@@ -1,6 +1,7 @@
 """Random schedules against the core: what may go wrong does, in any order, and after every event the promises must hold.
 
     python -m tests.core.schedules --seeds 0:2000
+    python -m tests.core.schedules --seeds 0:1000000 --facts 5000000
 
 One seed is one schedule: a layout of pools and balancers, a choice of the kinds of fault that happen at all, about half a minute of
 them, then peace. A seed that breaks a promise prints its story; the same seed gives the same story again.
@@ -9,11 +10,15 @@ them, then peace. A seed that breaks a promise prints its story; the same seed g
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from multiprocessing import Pool
 from random import Random
+from statistics import median
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Serve, Setting
 from sidecar.core.known import in_its_words
@@ -69,6 +74,7 @@ class Watched(Site):
         self.started_at = 1000.0
         self.known_instances: set[Instance] = set()
         self.hungry_since: dict[str, float] = {}
+        self.facts = 0
         self.written_by_us: list[Change] = []
         super().__init__(layout, policy_for(layout, **policy), Random(seed))  # type: ignore[arg-type]
 
@@ -80,6 +86,7 @@ class Watched(Site):
     def feed(self, *facts: Fact) -> None:
         if not self.alive:
             return
+        self.facts += len(facts)
         super().feed(*facts)
         for event in self.events[self.told :]:
             self.note(f"    . {event.kind}: {event.sentence}")
@@ -115,6 +122,8 @@ class Watched(Site):
     def _check_intent(self, intent: Intent) -> None:
         if intent.instance is None or not intent.by.startswith("rule:"):
             return
+        if intent.at < self.now:
+            return  # decided and done while the disk was full; written down now
         if intent.act is Act.EJECT:
             self._check_ejection(intent.instance, intent)
         if intent.act is Act.RETURN and self.is_frozen(intent.instance.service):
@@ -255,12 +264,8 @@ class Watched(Site):
 
     def is_frozen(self, service: str) -> bool:
         for name in (service, ""):
-            found = self.force.freezes.get(name)
-            freeze, newest = found[1].intent.freeze if found else None, self.world.freezes.get(name)
-            if freeze is None or newest is None:
-                continue  # an unfreezing takes effect although the disk is full
-            until = freeze.until if freeze.at >= newest.at else newest.until  # and so does a freeze that replaces another
-            if until is None or self.now < until:
+            freeze = self.world.freezes.get(name)  # not the disk's: a word of an operator holds although the disk is full
+            if freeze is not None and (freeze.until is None or self.now < freeze.until):
                 return True
         return False
 
@@ -315,12 +320,13 @@ class Chaos:
         self.site, self.rng = site, Random(seed * 7919 + 1)
         self.kinds = [kind for kind in KINDS if self.rng.random() < 0.5] or ["sick"]
         self.kinds += ["sick"] * 3 + ["well"] * 2 + [*insist] * 4
-        self.next_address, self.is_peace = 100, False
+        self.next_address, self.is_peace, self.strikes = 100, False, 0
         self.removed: list[tuple[Side, Ref, Server]] = []
 
     def strike(self) -> None:
         kind = self.rng.choice(self.kinds)
         if self.site.alive or kind in OUTSIDE:
+            self.strikes += 1
             getattr(self, kind)()
 
     def _say(self, text: str) -> None:
@@ -686,11 +692,15 @@ def layout_of(rng: Random) -> Layout:
             return Layout({("shop", "edge", "shop"): everybody, ("cart", "edge", "cart"): some}, costly=costly)
 
 
+def site_of(seed: int, rng: Random) -> Watched:
+    layout = layout_of(rng)
+    return Watched(seed, layout, interval_s=rng.choice([0.1, 0.2]), drain=rng.random() < 0.7)
+
+
 def run(seed: int, insist: Sequence[str] = ()) -> Watched:
     """One schedule to its end; Violation, which has the story, if a promise was broken. `insist`: kinds of fault that must be frequent."""
     rng = Random(seed)
-    layout = layout_of(rng)
-    site = Watched(seed, layout, interval_s=rng.choice([0.1, 0.2]), drain=rng.random() < 0.7)
+    site = site_of(seed, rng)
     try:
         _run(Chaos(seed, site, insist), site, rng)
     except Violation as violation:
@@ -762,28 +772,72 @@ def fingerprint(site: Watched) -> str:
     return sha256("\n".join(site.story).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What one schedule took: facts taken in, faults struck; `broken`: the promise it broke, and its story."""
+
+    seed: int
+    facts: int
+    faults: int
+    broken: tuple[str, str, list[str]] | None = None
+
+
+def ran(seed: int) -> Ran:
+    """One schedule, told so that it can cross to another process."""
+    rng = Random(seed)
+    site = site_of(seed, rng)
+    chaos = Chaos(seed, site)
+    try:
+        _run(chaos, site, rng)
+    except Violation as violation:
+        return Ran(seed, site.facts, chaos.strikes, (violation.promise, str(violation), [f"seed {seed}", *site.story]))
+    return Ran(seed, site.facts, chaos.strikes)
+
+
+def many(seeds: Iterable[int], facts: int | None, processes: int) -> Iterator[Ran]:
+    """Schedules in so many processes at once, until so many facts were taken in."""
+    total = 0
+    with Pool(processes) as pool:
+        for each in pool.imap_unordered(ran, seeds, chunksize=4):
+            yield each
+            total += each.facts
+            if facts is not None and total >= facts:
+                pool.terminate()
+                return
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.core.schedules", description="Random schedules against the core.")
     parser.add_argument("--seeds", default="0:500", help="FROM:TO, TO not included")
+    parser.add_argument("--facts", type=int, help="stop once so many facts have been taken in")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one a processor)")
     parser.add_argument("--story", type=int, help="print the whole story of this one seed")
     parser.add_argument("--lines", type=int, default=60, help="how many of the last lines of a failing story to print")
     options = parser.parse_args(arguments)
+    if options.story is not None:
+        one = ran(options.story)
+        print("\n".join(one.broken[2] if one.broken else run(options.story).story))
+        return 1 if one.broken else 0
     first, last = (int(part) for part in options.seeds.split(":"))
-    seeds = range(first, last) if options.story is None else range(options.story, options.story + 1)
+    began, all_ran = time.perf_counter(), []
     broken: dict[str, list[int]] = {}
-    for seed in seeds:
-        try:
-            site = run(seed)
-            if options.story is not None:
-                print("\n".join(site.story))
-        except Violation as violation:
-            story = violation.story
-            if violation.promise not in broken or options.story is not None:
+    for each in many(range(first, last), options.facts, options.processes):
+        all_ran.append(each)
+        if each.broken is not None:
+            promise, what, story = each.broken
+            if promise not in broken:
                 print("\n".join([*story[:2], "...", *story[2:][-options.lines :]]))
-            broken.setdefault(violation.promise, []).append(seed)
-            print(f"seed {seed}: {violation}", flush=True)
+            broken.setdefault(promise, []).append(each.seed)
+            print(f"seed {each.seed}: {what}", flush=True)
+    took = time.perf_counter() - began
+    total = sum(each.facts for each in all_ran)
+    print(
+        f"{total:,} facts in {len(all_ran):,} schedules (median {median(each.facts for each in all_ran):,.0f} facts,"
+        f" {median(each.faults for each in all_ran):.0f} faults each), seeds {first}:{max(each.seed for each in all_ran) + 1},"
+        f" {sum(map(len, broken.values()))} broken promises, {took:.0f} s, {total / took:,.0f} facts a second"
+    )
     for promise, those in broken.items():
-        print(f"{promise}: {len(those)} of {len(seeds)} seeds, {those[:12]}")
+        print(f"{promise}: {len(those)} of {len(all_ran)} schedules, {those[:12]}")
     return 1 if broken else 0
 
 

@@ -400,3 +400,18 @@ def _every_other() -> Callable[..., object]:
         return good()(now, timeout) if turns["n"] % 2 else status_500()(now, timeout)
 
     return answer
+
+
+def test_a_word_like_ours_that_an_operator_said_first_stays_his() -> None:
+    lab = Lab(4)
+    lab.run(WARM)
+    lab.apply_takes = 2.0
+    lab.feed(Commanded(Verb.OVERRIDE, "operator:root", lab.now, "shop", shop(1), "root", Operator.MAINTENANCE))
+    lab.run(0.2)
+    lab.set_seen(1, operator=Operator.MAINTENANCE)  # by hand, while ours is on its way and will be refused
+    lab.run(1.2)
+
+    lab.feed(Commanded(Verb.CLEAR, "operator:root", lab.now, "shop", shop(1), "root"))
+    lab.run(10.0)
+
+    assert lab.seen(1).operator is Operator.MAINTENANCE
