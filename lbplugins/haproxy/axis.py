@@ -144,7 +144,7 @@ def read(server: Server, past: Past | None, around: Around) -> Reading:
     seen = Seen(
         ours=Setting(serve, pct),
         operator=operator,
-        serving=is_serving(server) and not around.idle_reserve,
+        serving=_serving(server, around),
         address=server.address,
         weight=weight,
         grain_pct=grain(weight) if around.takes_weights and around.level == "admin" else 100,
@@ -387,6 +387,11 @@ def mend(after: Reading, change: Change) -> list[Order]:
     return [Order(Verb.ENABLE_HEALTH)] if raced and after.lever is Lever.CHECK and not after.server.check & ENABLED else []
 
 
+def _serving(server: Server, around: Around) -> bool | None:
+    """A reserve gets nothing while others serve, but would once they do not: that is no server that is out."""
+    return None if around.idle_reserve and is_serving(server) else is_serving(server)
+
+
 def merge(views: Sequence[Seen]) -> Seen:
     """One server over several processes of one configuration: the most careful of each word.
 
@@ -406,7 +411,7 @@ def merge(views: Sequence[Seen]) -> Seen:
         first,
         ours=first.ours if len(settings) == 1 else Setting(DRAIN, min(setting.weight_pct for setting in settings)),
         operator=max((view.operator for view in views), key=severity.index),
-        serving=all(view.serving for view in views),
+        serving=False if any(view.serving is False for view in views) else None if any(view.serving is None for view in views) else True,
         grain_pct=max(view.grain_pct for view in views) if same_weight else 100,
         in_flight=sum(counts) if counts else None,
         counters=_total(views),

@@ -600,3 +600,14 @@ def test_each_of_two_ejected_in_one_turn_counts_the_other() -> None:
     lab.run(0.5)
 
     assert [e.sentence.split("; ")[2] for e in lab.told("ejected")] == ["1 of 4 out, 2 allowed", "2 of 4 out, 2 allowed"]
+
+
+def test_a_dead_primary_goes_when_an_idle_reserve_stands_by() -> None:
+    lab = Lab(2)
+    lab.set_seen(2, serving=None)  # a backup: nothing reaches it while the other serves
+    lab.run(WARM)
+
+    lab.answer(1, refused())
+    lab.run(2.0)
+
+    assert lab.out() == [1]

@@ -272,8 +272,8 @@ def test_remarks_say_what_a_person_should_know() -> None:
     assert "journal does not know" in read(PLAIN_DOWN, None, Around()).seen.remark
 
 
-def test_an_idle_reserve_does_not_count_as_serving() -> None:
-    assert read(PLAIN, None, Around(idle_reserve=True)).seen.serving is False
+def test_an_idle_reserve_is_neither_out_nor_known_to_serve() -> None:
+    assert read(PLAIN, None, Around(idle_reserve=True)).seen.serving is None
 
 
 def test_several_processes_are_one_server_at_its_most_careful() -> None:

@@ -186,7 +186,7 @@ class TestCheck:
 
     def test_an_unknown_name_gets_a_hint(self, site: Path, said: Said) -> None:
         assert check("godo", None, said.append) == 2
-        assert "no plugin 'godo': did you mean good?" in said.text
+        assert "no plugin 'godo': did you mean 'good'?" in said.text
 
     def test_names_everything_wrong_with_a_class(self, site: Path, said: Said) -> None:
         assert check(f"{PACKAGE}:NotYet", None, said.append) == 1
