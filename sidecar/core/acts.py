@@ -117,8 +117,8 @@ def _spend_flap(world: Known, state: InstanceState, at: float) -> None:
 def applied(world: Known, fact: Applied) -> tuple[str, ...]:
     balancer = world.balancers.setdefault(fact.balancer, BalancerState(fact.balancer))
     for change in fact.changes:
-        if change.on is Axis.OPERATOR and (pending := balancer.said_pending.get(change.ref)) is not None:
-            balancer.said_pending[change.ref] = replace(pending, is_answered=True)
+        if change.on is Axis.OPERATOR:
+            _word_taken(balancer, change, fact.at)
     for change, why in fact.refused:
         if change.on is Axis.OPERATOR:
             _word_refused(world, balancer, change, why, fact.at)
@@ -139,9 +139,20 @@ def applied(world: Known, fact: Applied) -> tuple[str, ...]:
     return tuple(name for pool in pools for name in balancer.users.get(pool, ()))
 
 
+def _word_taken(balancer: BalancerState, change: Change, at: float) -> None:
+    """A word of ours is there now, or may be: an answer to an earlier one may have come between."""
+    word, pending = operator_of(change.want.serve), balancer.said_pending.get(change.ref)
+    if pending is None:
+        balancer.said_pending[change.ref] = Word(word, at, is_answered=True)
+    elif pending.word is word:
+        balancer.said_pending[change.ref] = replace(pending, is_answered=True)
+    else:
+        balancer.said_pending[change.ref] = replace(pending, before=pending.before | {word})
+
+
 def _word_refused(world: Known, balancer: BalancerState, change: Change, why: str, at: float) -> None:
     pending = balancer.said_pending.get(change.ref)
-    if pending is not None and pending.word is operator_of(change.want.serve):
+    if pending is not None and pending.word is operator_of(change.want.serve) and not pending.is_answered:
         del balancer.said_pending[change.ref]
         if pending.before:
             last = strictest(pending.before)

@@ -116,7 +116,8 @@ class World(Known):
                 else:
                     word, pending = acts.operator_of(change.want.serve), balancer.said_pending.get(change.ref)
                     before = frozenset() if pending is None else (pending.before | {pending.word}) - {word}
-                    balancer.said_pending[change.ref] = Word(word, decision.at, before)
+                    is_again = pending is not None and pending.word is word and pending.is_answered
+                    balancer.said_pending[change.ref] = Word(word, decision.at, before, is_again)
 
     def scheduled(self, asks: Iterable[Ask]) -> None:
         """Note which questions are on their way."""
