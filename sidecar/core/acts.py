@@ -122,7 +122,7 @@ def applied(world: Known, fact: Applied) -> tuple[str, ...]:
     for change, why in fact.refused:
         if change.on is Axis.OPERATOR:
             _word_refused(world, balancer, change, why, fact.at)
-        if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS:
+        if (sent := balancer.sent.get(change.ref)) is not None and change.on is Axis.OURS and sent.is_of(change):
             # Once is no news: it moved between our look and our write, and is looked at again at once.
             if sent.retries and sent.told != why:
                 world.tell("refused", fact.at, "sidecar", f"{fact.balancer}/{change.ref} refused: {why}")
@@ -137,6 +137,14 @@ def applied(world: Known, fact: Applied) -> tuple[str, ...]:
     balancer.told = fact.error
     pools = dict.fromkeys(change.ref.pool for change in (*fact.changes, *(change for change, _ in fact.refused)))
     return tuple(name for pool in pools for name in balancer.users.get(pool, ()))
+
+
+def next_word(pending: Word | None, word: Operator, at: float) -> Word:
+    """A word sent after another that no picture has shown. What was not answered yet may still be refused: it is not ours so far."""
+    if pending is None:
+        return Word(word, at)
+    earlier = {pending.word} if pending.is_answered else set()
+    return Word(word, at, (pending.before | earlier) - {word}, pending.is_answered and pending.word is word)
 
 
 def _word_taken(balancer: BalancerState, change: Change, at: float) -> None:
@@ -156,7 +164,7 @@ def _word_refused(world: Known, balancer: BalancerState, change: Change, why: st
         del balancer.said_pending[change.ref]
         if pending.before:
             last = strictest(pending.before)
-            balancer.said_pending[change.ref] = Word(last, at, pending.before - {last})
+            balancer.said_pending[change.ref] = Word(last, at, pending.before - {last}, is_answered=True)
     earlier = balancer.said_refused.get(change.ref)
     refused = balancer.said_refused[change.ref] = Refused(why, at, earlier.times + 1 if earlier else 1, earlier.told if earlier else "")
     if refused.times > 1 and refused.told != why:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from lbplugins.values import InFlight, Operator, Serve
 from sidecar.core import guard, pace, story
-from sidecar.core.known import UNBROKEN_S, InstanceState, ServiceState
+from sidecar.core.known import UNBROKEN_S, InstanceState, Sent, ServiceState
 from sidecar.core.model import (
     Act,
     Ask,
@@ -169,7 +169,7 @@ class _Turn:
             return ""
         for server in [s for s in state.servers if s not in state.others]:
             seen, sent = self.world.seen(server), self.world.balancers[server.balancer].sent.get(server.ref)
-            if (seen is not None and seen.ours.serve is not Serve.FULL) or (sent is not None and sent.serve is Serve.NONE):
+            if (seen is not None and seen.ours.serve is not Serve.FULL) or (sent is not None and _may_be_out(sent)):
                 return ""
         policy = self.world.policy.services[state.instance.service]
         has_recovered = ejection.rule == "rule:consecutive" and guard.failed_check(state, policy) is None
@@ -491,6 +491,11 @@ def _by_time_out(service: ServiceState) -> list[InstanceState]:
 def _without(group: guard.Group, instance: Instance) -> guard.Group:
     mine = group.keys.get(instance, frozenset())
     return guard.Group(group.name, group.counted, group.used | (mine & group.counted), group.sound - mine, group.keys)
+
+
+def _may_be_out(sent: Sent) -> bool:
+    """It was told to go, or told to come back while an earlier order to go may still arrive: no picture has shown the end of it."""
+    return sent.serve is Serve.NONE or sent.stands or not sent.is_settled
 
 
 def _evidence(state: InstanceState, check: Streak, strength: Strength) -> Evidence:

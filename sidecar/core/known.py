@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lbplugins.values import Operator, Ref, Seen, Serve, Setting
+from lbplugins.values import Change, Operator, Ref, Seen, Serve, Setting
 from sidecar.core.model import (
     Act,
     Ask,
@@ -152,7 +152,8 @@ class Sent:
     """The last change sent to one server and what became of it.
 
     `confirmed`: a picture has shown it. `is_unsure`: it failed in a way that leaves open whether it was done, and no picture has shown
-    since. `told`: the last refusal told. `stands`: an earlier NONE was there when this was sent, and no picture has shown it undone since.
+    since. `expect`: what the server showed when it was sent. `told`: the last refusal told. `stands`: an earlier NONE was there when this
+    was sent, and no picture has shown it undone since.
     """
 
     serve: Serve
@@ -165,6 +166,11 @@ class Sent:
     is_unsure: bool = False
     stands: bool = False
     generation: str = ""
+    expect: Seen | None = None
+
+    def is_of(self, change: Change) -> bool:
+        """Is this what was sent last? The answer to an earlier one leaves the later on its way."""
+        return self.serve is change.want.serve and self.expect in (None, change.expect)
 
     @property
     def is_settled(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lbplugins.values import Axis, Serve
 from sidecar.core import acts, membership, pictures
 from sidecar.core import streak as streaks
-from sidecar.core.known import EPISODE_S, GOOD_KEPT, UNBROKEN_S, BalancerState, InstanceState, Known, Sent, ServiceState, TargetState, Word
+from sidecar.core.known import EPISODE_S, GOOD_KEPT, UNBROKEN_S, BalancerState, InstanceState, Known, Sent, ServiceState, TargetState
 from sidecar.core.model import (
     Act,
     Adopted,
@@ -82,8 +82,8 @@ class World(Known):
         self.events.clear()
         self.scheduled(decision.asks)
         for intent in decision.intents:
-            if intent.act is Act.FORGET and intent.instance is not None:
-                self.adopted.pop(intent.instance, None)
+            if intent.act is Act.FORGET and intent.instance is not None and intent.ejection is not None and intent.ejection.enforced:
+                self.adopted.pop(intent.instance, None)  # what observe mode only told says nothing of an earlier life's act
             if intent.act is Act.UNFREEZE and intent.freeze is not None:
                 self.unfreezing.add(intent.freeze.service)
             if intent.instance is not None and (state := self.state_of(intent.instance)) is not None:
@@ -112,12 +112,11 @@ class World(Known):
                         retries=same.retries if same else 0,
                         stands=earlier is not None and (earlier.stands or (earlier.serve is Serve.NONE and earlier.confirmed)),
                         generation=change.expect.generation,
+                        expect=change.expect,
                     )
                 else:
                     word, pending = acts.operator_of(change.want.serve), balancer.said_pending.get(change.ref)
-                    before = frozenset() if pending is None else (pending.before | {pending.word}) - {word}
-                    is_again = pending is not None and pending.word is word and pending.is_answered
-                    balancer.said_pending[change.ref] = Word(word, decision.at, before, is_again)
+                    balancer.said_pending[change.ref] = acts.next_word(pending, word, decision.at)
 
     def scheduled(self, asks: Iterable[Ask]) -> None:
         """Note which questions are on their way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbplugins.values import NONE, Setting
-from sidecar.core.model import Act, Adopted, Ejection, Instance, SelfChecked
+from sidecar.core.model import Act, Adopted, Decision, Ejection, Instance, Intent, SelfChecked
 from sidecar.core.policy import Policy
 from tests.core.lab import Lab, good, policy, refused
 
@@ -108,3 +108,15 @@ def test_what_the_writer_has_out_while_we_stand_by_is_no_orphan_of_ours() -> Non
     lab.run(20)
 
     assert lab.told("held") == [] and lab.holds() == set()
+
+
+def test_the_end_of_what_observe_mode_told_leaves_an_earlier_ejection_in_force() -> None:
+    lab = Lab()
+    lab.run(20)
+    earlier = _crashed(lab, 1, returning=True)
+    lab.world.absorb(earlier)
+    told = replace(earlier.ejections[0], enforced=False)
+
+    lab.world.settle(Decision(lab.now, (Intent(Act.FORGET, lab.now, "sidecar", "observed only", told.instance, told),)))
+
+    assert list(lab.world.adopted) == [told.instance]

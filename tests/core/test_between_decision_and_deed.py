@@ -14,6 +14,7 @@ from tests.core.lab import Lab, good, policy, refused, status_500
 from tests.core.site import Layout, Server, Site, address, policy_for
 
 WARM = 12.0
+REF = Ref("shop", "s1")
 ONE = {("shop", "edge", "shop"): (1, 2, 3, 4)}
 TWO = {("shop", "edge", "shop"): (1, 2, 3, 4), ("shop", "web", "shop"): (1, 2, 3, 4)}
 
@@ -415,3 +416,52 @@ def test_a_word_like_ours_that_an_operator_said_first_stays_his() -> None:
     lab.run(10.0)
 
     assert lab.seen(1).operator is Operator.MAINTENANCE
+
+
+def test_a_word_of_ours_that_was_refused_after_the_next_was_sent_makes_no_operators_word_ours() -> None:
+    lab = Lab(4)
+    lab.run(WARM)
+    lab.apply_takes = 2.0
+    for owner, state in (("deploy", Operator.DRAINING), ("root", Operator.MAINTENANCE)):
+        lab.feed(Commanded(Verb.OVERRIDE, f"operator:{owner}", lab.now, "shop", shop(1), owner, state))
+        lab.run(0.01)
+    lab.set_seen(1, operator=Operator.DRAINING)  # by hand, before either has arrived: both will be refused
+
+    lab.run(10.0)
+
+    assert lab.seen(1).operator is Operator.DRAINING
+
+
+def test_the_refusal_of_an_earlier_change_does_not_settle_the_later_one() -> None:
+    lab = Lab(4)
+    lab.run(WARM)
+    lab.answer(1, refused())
+    lab.run(2.0)
+    earlier = next(change for _, change in lab.written if change.ref == REF)
+    lab.set_seen(1, ours=Setting())  # the balancer forgot it, and is told again
+    lab.apply_takes = 30.0
+    lab.set_seen(1, generation="g2")
+    lab.run(2.0)
+    sent = lab.world.balancers["edge"].sent[REF]
+    assert sent.serve is Serve.NONE and not sent.is_settled
+
+    lab.feed(Applied("edge", lab.now, (), ((earlier, "it has moved"),)))
+
+    assert not sent.is_settled
+
+
+def test_an_ejection_is_not_let_go_of_while_an_order_to_go_from_before_may_still_arrive() -> None:
+    site = warm()
+    site.sides["edge"].apply_s = 4.0
+    die(site, 1, 1.0)
+    site.behave(address(1), "good")
+    site.run(1.0)
+    assert site.told("returned")
+    site.fsync_s = 0.6
+    command(site, Verb.FREEZE)
+    site.behave(address(1), "refused")
+
+    while not out(site):  # the order from before arrives
+        site.run(0.05)
+
+    assert shop(1) in site.force.ejections
