@@ -226,7 +226,17 @@ class App:
                 await asyncio.gather(*(driver.aclose() for driver in [*self.drivers.values(), *self._leaving]))
         self.reconciler.close()
         self._lag.stop()
+        self._say_what_stays_out()
         await asyncio.to_thread(self._last_words)
+
+    def _say_what_stays_out(self) -> None:
+        services = self.reconciler.world.services.values()
+        out = [s.instance for service in services for s in service.instances.values() if s.ejection is not None and s.ejection.enforced]
+        if out:
+            names = ", ".join(map(str, out))
+            log.info("lb-sidecar ends; still out by us: %s (`lb-sidecar release --expired` gives back once the lease is over)", names)
+        else:
+            log.info("lb-sidecar ends; nothing is out by us")
 
     def _last_words(self) -> None:
         self.reconciler.finish()
@@ -246,7 +256,11 @@ class App:
             if isinstance(held, lock.Unusable):
                 raise StartError(held.why)
             if not said:
-                log.warning("the state folder %s is in use by %s; waiting for its end", self.state, held.by)
+                log.warning(
+                    "the state folder %s is in use by %s, which acts; this one waits for its end (Ctrl-C ends this one)",
+                    self.state,
+                    held.by,
+                )
                 said = True
             await asyncio.sleep(0.2)
 

@@ -30,7 +30,8 @@ SCRIPT_WITHIN_S = 45.0
 HELP = """  [bold]kill N[/]   kill -9 instance N        [bold]start N[/]  start it again
   [bold]hang N[/]   freeze it (SIGSTOP)       [bold]wake N[/]   let it go on
   [bold]fail N[/]   its /health answers 500   [bold]mend N[/]   … and 200 again
-  [bold]status[/]   who is in rotation        [bold]quit[/]     end the demo"""
+  [bold]status[/]   who is in rotation        [bold]quit[/]     end the demo
+  In the first seconds a hang takes about 4 s to be believed; after 30 good answers of each, a fraction of one."""
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -150,6 +151,9 @@ def _read_lines(put: Callable[[str], object]) -> None:
 def _obey(line: str, console: Console, app: App, instances: Instances) -> None:
     verb, _, number = line.partition(" ")
     if not line:
+        return
+    if verb == "help":
+        console.print(HELP)
         return
     if verb == "status":
         for row in _status(app):

@@ -15,7 +15,7 @@ async def probe(arguments: argparse.Namespace) -> int:
     try:
         outcome = await probe_once(arguments.url, timeout_s=arguments.timeout)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"lb-sidecar probe: {error}", file=sys.stderr)
         return 2
     print(json.dumps(_fields(outcome)) if arguments.output == "json" else _text(arguments.url, outcome))
     return 0 if outcome.result is Result.OK else 1

@@ -186,5 +186,5 @@ def _user() -> str:
 
 
 def _say(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr if code else sys.stdout)
+    print(f"lb-sidecar release: {sentence}" if code else sentence, file=sys.stderr if code else sys.stdout)
     return code

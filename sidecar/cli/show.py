@@ -257,8 +257,11 @@ def story(instance: models.Instance, decisions: Sequence[models.Decision], now: 
 
 def _as_it_is(instance: models.Instance, now: datetime) -> list[RenderableType]:
     gets = {"full": "gets all its traffic", "reduced": "gets less traffic than it could", "none": "gets no traffic"}[instance.serving.value]
+    is_only_told = instance.ejection is not None and not instance.ejection.enforced
     state = Text.assemble(
-        "  It is ", text(instance.judgement.value, STYLES.get(instance.judgement.value, "")), f" for {ago(instance.since, now)}, {gets}"
+        "  It would be " if is_only_told else "  It is ",
+        text(instance.judgement.value, STYLES.get(instance.judgement.value, "")),
+        f" for {ago(instance.since, now)}, {gets}",
     )
     if instance.operator.value != "ready":
         state.append_text(text(f"; an operator has it in {instance.operator.value}", STYLES[instance.operator.value]))

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from lbplugins.values import Operator
 from sidecar.cli import client
 from sidecar.cli.daemon import Misused, place
 from sidecar.cli.show import Output
-from sidecar.core.model import HoldName, Judgement
+from sidecar.core.model import Configured, HoldName, Judgement
+from sidecar.core.policy import Mode
 from sidecar.web import models
 from tests.cli.desk import LabDesk, busy, free_port, parsed, ran, serving
 from tests.core.lab import good, refused
@@ -180,6 +182,18 @@ async def test_watching_goes_on_until_it_is_ended(api: str) -> None:
 
 
 # ---- explain ----
+
+
+async def test_explain_says_would_of_what_is_only_told(lab: LabDesk, api: str) -> None:
+    services = {name: replace(service, mode=Mode.OBSERVE) for name, service in lab.policy.services.items()}
+    lab.policy = replace(lab.policy, services=services)
+    lab.feed(Configured(lab.policy, lab.now))
+    lab.answer(3, refused())
+    lab.run(3.0)
+
+    told = await ran("explain", "shop/s3", "--api", api)
+
+    assert "It would be ejected" in told.out and "gets all its traffic" in told.out
 
 
 async def test_explain_tells_the_story_of_an_ejection(lab: LabDesk, api: str) -> None:

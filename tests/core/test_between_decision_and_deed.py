@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from lbplugins.values import Change, Operator, Ref, Serve, Setting
+from lbplugins.values import Axis, Change, Operator, Ref, Serve, Setting
 from sidecar.core.model import Act, Applied, Commanded, Instance, Verb
 from sidecar.core.policy import Mode, Rules
 from tests.core.lab import Lab, good, policy, refused, status_500
@@ -465,3 +465,28 @@ def test_an_ejection_is_not_let_go_of_while_an_order_to_go_from_before_may_still
         site.run(0.05)
 
     assert shop(1) in site.force.ejections
+
+
+class Silent(Lab):
+    """A balancer whose answers the test gives."""
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        self.told_to = [*getattr(self, "told_to", []), *changes]
+
+
+def test_a_word_taken_after_an_earlier_one_was_refused_is_ours_and_undone() -> None:
+    lab = Silent(4)
+    lab.run(WARM)
+    lab.feed(Commanded(Verb.OVERRIDE, "operator:root", lab.now, "shop", shop(1), "root", Operator.MAINTENANCE))
+    lab.run(5.0)
+    first, second = lab.told_to[0], lab.told_to[-1]
+    assert first is not second, "it was told again, since nothing was heard"
+
+    lab.feed(Applied("edge", lab.now, (), ((first, "it has moved"),)))
+    lab.set_seen(1, operator=Operator.MAINTENANCE)
+    lab.feed(Applied("edge", lab.now, (second,)))
+    lab.run(2.0)
+    lab.feed(Commanded(Verb.CLEAR, "operator:root", lab.now, "shop", shop(1), "root"))
+    lab.run(1.0)
+
+    assert lab.told_to[-1].on is Axis.OPERATOR and lab.told_to[-1].want.serve is Serve.FULL

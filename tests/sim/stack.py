@@ -35,7 +35,9 @@ from sidecar.net import lag
 from sidecar.reconcile import Reconciler
 from sidecar.store import atomic, clock, lock, state_dir
 from sidecar.web.desk import Desk
+from tests.core import site
 from tests.core.schedules import Violation, most_out
+from tests.core.site import address
 from tests.sim.disk import Disk
 from tests.sim.loop import CURRENT, InTurn, Process, VirtualLoop
 from tests.sim.net import Balancer, CostlyRemote, Instances, Link, Prober, Remote, Watcher
@@ -56,24 +58,10 @@ POLICY = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Which servers stand in which pools. `pair`: a second sidecar, with a state folder of its own or the same one."""
+class Layout(site.Layout):
+    """`pair`: a second sidecar, with a state folder of its own or the same one."""
 
-    pools: Mapping[tuple[str, str, str], tuple[int, ...]]
-    costly: bool = False
     pair: str = ""
-
-    @property
-    def balancers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(balancer for _, balancer, _ in self.pools))
-
-    @property
-    def services(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(service for service, _, _ in self.pools))
-
-
-def address(i: int) -> Address:
-    return Address(f"10.0.0.{i}", 80)
 
 
 def text_of(layout: Layout, folder: str, mode: str = "act") -> str:

@@ -99,41 +99,21 @@ def no_look_before_the_write() -> Sequence[Place]:
 
 def refused_is_done() -> Sequence[Place]:
     """What a balancer said no to counts as applied."""
-    right = driver.Driver._apply
-
-    async def apply(self: driver.Driver) -> None:
-        deliver = self._deliver
-
-        def lie(facts: Sequence[Any]) -> None:
-            deliver(
-                [replace(f, changes=(*f.changes, *(c for c, _ in f.refused)), refused=()) if isinstance(f, Applied) else f for f in facts]
-            )
-
-        self._deliver = lie
-        try:
-            await right(self)
-        finally:
-            self._deliver = deliver
-
-    return [(driver.Driver, "_apply", apply)]
+    return _answers(lambda said: replace(said, changes=(*said.changes, *(c for c, _ in said.refused)), refused=()))
 
 
 def a_lost_answer_is_a_refusal() -> Sequence[Place]:
     """No answer counts as not done."""
+    return _answers(lambda said: Applied(said.balancer, said.at, (), tuple((c, "no answer") for c in said.changes)) if said.error else said)
+
+
+def _answers(lie: Callable[[Applied], Applied]) -> Sequence[Place]:
+    """The driver tells something else than the balancer answered."""
     right = driver.Driver._apply
 
     async def apply(self: driver.Driver) -> None:
         deliver = self._deliver
-
-        def lie(facts: Sequence[Any]) -> None:
-            deliver(
-                [
-                    Applied(f.balancer, f.at, (), tuple((c, "no answer") for c in f.changes)) if isinstance(f, Applied) and f.error else f
-                    for f in facts
-                ]
-            )
-
-        self._deliver = lie
+        self._deliver = lambda facts: deliver([lie(fact) if isinstance(fact, Applied) else fact for fact in facts])
         try:
             await right(self)
         finally:

@@ -307,7 +307,7 @@ def _layout_of(rng: Random, insist: Sequence[str]) -> Layout:
             pools = {("shop", "edge", "shop"): everybody, ("shop", "web", "shop"): some}
         case _:
             pools = {("shop", "edge", "shop"): everybody, ("cart", "edge", "cart"): some}
-    return Layout(pools, costly, pair)
+    return Layout(pools, costly=costly, pair=pair)
 
 
 Maker = Callable[[Random, Layout, float], list[Happening]]

@@ -144,6 +144,7 @@ def test_one_that_waits_for_anothers_state_folder_ends_when_told_and_survives_a_
         first.end(signal.SIGKILL)
         until(lambda: second.instances(), lambda: f"it takes over\n{second.log_text()}")
         assert ended(second)[0] == 0
+        assert "lb-sidecar ends; nothing is out by us" in second.log_text()
     finally:
         first.end(signal.SIGKILL)
         second.end(signal.SIGKILL)

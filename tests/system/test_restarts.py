@@ -96,6 +96,7 @@ def test_sigterm_leaves_out_what_is_out_and_the_next_start_adopts_it(shape: str)
 
         assert sidecar.end(signal.SIGTERM) == 0
         assert box.in_rotation() == {1, 2, 3}
+        assert f"still out by us: shop/127.0.0.1:{box.ports[0]} " in sidecar.log_text()
         sidecar.start()
 
         sidecar.wait_event("adopted")
