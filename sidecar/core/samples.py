@@ -30,20 +30,20 @@ from sidecar.core.model import (
     Target,
 )
 from sidecar.core.policy import Mode, Policy, ServicePolicy
-from sidecar.core.window import NEEDED, Latencies, Source, Summary, WindowName
+from sidecar.core.window import NEEDED, Latencies, Source, Summary, Totals, WindowName
 from sidecar.core.world import World
 
 MAX_ROWS = 10_000
 """Rows of one counted family at most; the oldest is let go for a new one, and `lbsidecar_rows_dropped_total` says so."""
 SHOWN_WINDOW: WindowName = "1m"
-"""The window that quantile gauges cover."""
+"""The window that the quantiles of a summary cover; its count and sum go on since the start."""
 SOURCES: tuple[Source, ...] = ("probe", "traffic")
 LOWEST, HIGHEST = -13, 4
 """Exponents of two of the lowest and highest bound of the published histograms: 0.12 ms to 16 s."""
 OPERATOR_VALUE = {Operator.READY: 0.0, Operator.DRAINING: 1.0, Operator.MAINTENANCE: 2.0}
 SERVING_VALUE = {Serving.NONE: 0.0, Serving.REDUCED: 0.5, Serving.FULL: 1.0}
 
-Kind = Literal["counter", "gauge", "histogram"]
+Kind = Literal["counter", "gauge", "histogram", "summary"]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -57,12 +57,21 @@ class Distribution:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """A summary: `values` (share, seconds), those that mean anything now; `total` and `count` of all good ones since the start."""
+
+    values: tuple[tuple[float, float], ...]
+    total: float
+    count: int
+
+
 class Sample(NamedTuple):
     """One number with its name. `unit` is "" or the last part of the name (before `_total`): seconds, bytes, ratio."""
 
     name: str
     kind: Kind
-    value: float | Distribution
+    value: float | Distribution | Quantiles
     labels: tuple[tuple[str, str], ...]
     unit: str
     help: str
@@ -298,8 +307,8 @@ def _service(world: World, service: ServiceState, policy: ServicePolicy, latenci
             labels = (("service", name), ("source", source))
             text = "Response times of good answers since the start."
             yield Sample("lbsidecar_response_seconds", "histogram", distribution(histogram), labels, "seconds", text)
-        summary = latencies.service(name, source, SHOWN_WINDOW, now)
-        yield from _quantiles("service", summary, service=name, source=source)
+        if (totals := latencies.totals(name, source)).count:
+            yield _summary("service", latencies.service(name, source, SHOWN_WINDOW, now), totals, service=name, source=source)
     for state in sorted(service.instances.values(), key=lambda each: str(each.instance)):
         if world.state_of(state.instance) is state:
             yield from _instance(world, state, policy, latencies, now)
@@ -327,7 +336,8 @@ def _instance(world: World, state: InstanceState, policy: ServicePolicy, latenci
         if seen.in_flight is not None:
             yield _gauge("server_in_flight", seen.in_flight, "Requests under way at this server.", **where)
     for source in SOURCES:
-        yield from _quantiles("instance", latencies.instance(state.instance, source, SHOWN_WINDOW, now), **who, source=source)
+        if (totals := latencies.instance_totals(state.instance, source)).count:
+            yield _summary("instance", latencies.instance(state.instance, source, SHOWN_WINDOW, now), totals, **who, source=source)
 
 
 def probe_age_s(world: World, instance: Instance, policy: ServicePolicy, now: float) -> float | None:
@@ -342,15 +352,13 @@ def probe_age_s(world: World, instance: Instance, policy: ServicePolicy, now: fl
     return max(ages, default=None)
 
 
-def _quantiles(of: str, summary: Summary, **labels: str) -> Iterator[Sample]:
-    """Gauges over the last minute; none where there are too few samples for one to mean anything."""
-    if not summary.count and not summary.failures:
-        return
-    text = f"Quantile of the response times of the {of}'s good answers in the last minute; absent while there are too few."
-    for name, quantile in summary.quantiles().items():
-        if quantile.value is not None:
-            share = f"{NEEDED[name][0]:g}"
-            yield _gauge(f"{of}_latency_quantile_seconds", quantile.value, text, "seconds", **labels, quantile=share)
+def _summary(of: str, window: Summary, totals: Totals, **labels: str) -> Sample:
+    """Quantiles over the last minute, without those for which there are too few samples to mean anything."""
+    found = window.quantiles().items()
+    values = tuple((NEEDED[name][0], quantile.value) for name, quantile in found if quantile.value is not None)
+    text = f"Response times of the {of}'s good answers: quantiles of the last minute, absent while there are too few; count and sum of all."
+    value = Quantiles(values, totals.seconds, totals.count)
+    return Sample(f"lbsidecar_{of}_latency_seconds", "summary", value, tuple(labels.items()), "seconds", text)
 
 
 # ---- counted since the start ----
@@ -382,6 +390,6 @@ def _counter(name: str, value: float, text: str, unit: str = "", /, **labels: st
 
 
 __all__ = [
-    "Distribution", "Own", "Sample", "SinkCount", "Tallies", "distribution", "each_sample", "grouped", "probe_age_s", "samples",
-    "serving", "whose",
+    "Distribution", "Own", "Quantiles", "Sample", "SinkCount", "Tallies", "distribution", "each_sample", "grouped", "probe_age_s",
+    "samples", "serving", "whose",
 ]  # fmt: skip

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lbplugins.values import Address
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
+from sidecar.publish.graphite import quantile
 from sidecar.publish.notices import Notice, Severity
 from sidecar.store.decisions import Record, stamp
 
@@ -101,9 +102,9 @@ def _add_number(documents: dict[tuple[str, str], Json], sample: Sample, host: st
     value = sample.value
     if last == "judgement":
         inner[last] = labels["judgement"]
-    elif isinstance(value, Distribution):
-        inner[last] = value.count
-    elif math.isfinite(value):
+    elif isinstance(value, Quantiles):
+        inner[last] = {"count": value.count, **{quantile(share): seconds for share, seconds in value.values}}
+    elif not isinstance(value, Distribution) and math.isfinite(value):
         inner[last] = value
 
 
@@ -139,10 +140,8 @@ def _server(address: Address) -> Json:
 
 def _place(sample: Sample, labels: dict[str, str]) -> tuple[str, ...] | None:
     """Where under `lbsidecar` a sample stands; None = not sent."""
-    if sample.name.endswith("_latency_quantile_seconds"):
-        return "latency", labels["source"], "p" + f"{float(labels['quantile']) * 100:g}".replace(".", "")
-    if isinstance(sample.value, Distribution):
-        return "latency", labels["source"], "count"
+    if isinstance(sample.value, Quantiles):
+        return "latency", labels["source"]
     if sample.name == "lbsidecar_instance_judgement":
         return ("judgement",) if sample.value else None
     if (name := _NUMBERS.get(sample.name)) is not None:

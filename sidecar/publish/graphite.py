@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
 
 MAX_NODE = 128
 MAX_TAG = 128
@@ -96,9 +96,11 @@ def _tagged(samples: Iterable[Sample], prefix: str) -> Iterator[tuple[str, float
     for sample in samples:
         name = f"{prefix}.{sample.name.removeprefix('lbsidecar_')}"
         tags = "".join(f";{key}={_NOT_IN_TAGS.sub('_', value[:MAX_TAG])}" for key, value in sample.labels if value)
-        if isinstance(sample.value, Distribution):
+        if isinstance(sample.value, Distribution | Quantiles):
             yield f"{name}.count{tags}", float(sample.value.count)
             yield f"{name}.sum{tags}", sample.value.total
+            if isinstance(sample.value, Quantiles):
+                yield from ((f"{name}{tags};quantile={share}", seconds) for share, seconds in sample.value.values)
         else:
             yield f"{name}{tags}", sample.value
 
@@ -122,9 +124,12 @@ def points(samples: Iterable[Sample]) -> Iterator[Point | None]:
     for sample in samples:
         labels = dict(sample.labels)
         if isinstance(sample.value, Distribution):
-            where = path(labels["service"], "all", "latency", labels["source"])
+            yield None  # the service's summary has the same count and sum
+        elif isinstance(sample.value, Quantiles):
+            where = path(labels["service"], labels.get("address", "all"), "latency", labels["source"])
             yield Point(f"{where}.count", float(sample.value.count), grows=True)
             yield Point(f"{where}.sum", sample.value.total, grows=True)
+            yield from (Point(f"{where}.{quantile(share)}", seconds) for share, seconds in sample.value.values)
         elif sample.kind == "counter":
             for name in _counter_paths(sample.name, labels):
                 sums[name] += sample.value  # type: ignore[assignment]  # a Counter adds floats as well
@@ -133,6 +138,11 @@ def points(samples: Iterable[Sample]) -> Iterator[Point | None]:
             yield Point(gauge, sample.value)
     for name, value in sums.items():
         yield Point(name, float(value), grows=True)
+
+
+def quantile(share: float) -> str:
+    """What a quantile is called: p50, p999."""
+    return "p" + f"{share * 100:g}".replace(".", "")
 
 
 def path(*nodes: str) -> str:
@@ -147,9 +157,6 @@ def node(text: str) -> str:
 
 def _gauge_path(name: str, labels: dict[str, str]) -> str | None:
     service, instance = labels.get("service", ""), labels.get("address", "all")
-    if name.endswith("_latency_quantile_seconds"):
-        share = labels["quantile"].removeprefix("0.")
-        return path(service, instance, "latency", labels["source"], f"p{share if len(share) > 1 else share + '0'}")
     if name == "lbsidecar_instance_judgement":
         return path(service, instance, "judgement", labels["judgement"])
     if name == "lbsidecar_holds":
@@ -178,4 +185,4 @@ def _counter_paths(name: str, labels: dict[str, str]) -> list[str]:
     return []
 
 
-__all__ = ["Point", "frames", "lines", "node", "path", "points", "tagged"]
+__all__ = ["Point", "frames", "lines", "node", "path", "points", "quantile", "tagged"]

@@ -1,4 +1,4 @@
-"""Samples as OTLP metrics: gauges, cumulative sums and exponential histograms, in protocol buffers or JSON.
+"""Samples as OTLP metrics: gauges, cumulative sums, summaries and exponential histograms, in protocol buffers or JSON.
 
 An item is one data point with the metric that it belongs to before it; a request gathers the points of one metric again, so that what a
 receiver rejects can be counted point by point.
@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from sidecar.core.histogram import FLOOR_S, Histogram
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
 from sidecar.publish import protobuf as pb
 from sidecar.publish.exponential import Exact, exact, row
 from sidecar.publish.post import Answer
@@ -21,9 +21,11 @@ from sidecar.publish.post import Answer
 CUMULATIVE = 2
 _UNITS = {"seconds": "s", "bytes": "By", "ratio": "1"}
 _LENGTH = struct.Struct("!I")
-_GAUGE, _SUM, _HISTOGRAM, _EXPONENTIAL = 5, 7, 9, 10
+_GAUGE, _SUM, _HISTOGRAM, _EXPONENTIAL, _SUMMARY = 5, 7, 9, 10, 11
 """Numbers of the fields of a Metric that say what it is."""
-_NAMES = {_GAUGE: "gauge", _SUM: "sum", _HISTOGRAM: "histogram", _EXPONENTIAL: "exponentialHistogram"}
+_NAMES = {_GAUGE: "gauge", _SUM: "sum", _HISTOGRAM: "histogram", _EXPONENTIAL: "exponentialHistogram", _SUMMARY: "summary"}
+_TIMELESS = (_GAUGE, _SUMMARY)
+"""What has no temporality."""
 
 
 def items(samples: Iterable[Sample], when: float, started: float, histograms: Exact, *, as_json: bool) -> Iterator[bytes]:
@@ -42,7 +44,7 @@ def protobuf_body(batch: Sequence[bytes], resource: Sequence[tuple[str, str]]) -
     for head, points in _gathered(batch).items():
         kind, text = head[0], head[1:]
         content = b"".join(pb.message(1, point) for point in points)
-        if kind != _GAUGE:
+        if kind not in _TIMELESS:
             content += pb.whole(2, CUMULATIVE)
         if kind == _SUM:
             content += pb.whole(3, 1)
@@ -57,7 +59,7 @@ def json_body(batch: Sequence[bytes], resource: Sequence[tuple[str, str]]) -> by
     for head, points in _gathered(batch).items():
         kind, about = json.loads(head)
         content: dict[str, Any] = {"dataPoints": [json.loads(point) for point in points]}
-        if kind != _GAUGE:
+        if kind not in _TIMELESS:
             content["aggregationTemporality"] = CUMULATIVE
         if kind == _SUM:
             content["isMonotonic"] = True
@@ -109,7 +111,8 @@ def _protobuf_item(sample: Sample, histogram: Histogram | None, times: tuple[int
         return head, b"".join(pb.message(1, each) for each in attributes) + when + _exponential(histogram)
     if isinstance(sample.value, Distribution):
         return head, b"".join(pb.message(9, each) for each in attributes) + when + _explicit(sample.value)
-    return head, b"".join(pb.message(7, each) for each in attributes) + when + pb.double(4, sample.value)
+    about = b"".join(pb.message(7, each) for each in attributes) + when
+    return head, about + (_summary(sample.value) if isinstance(sample.value, Quantiles) else pb.double(4, sample.value))
 
 
 def _exponential(histogram: Histogram) -> bytes:
@@ -130,6 +133,11 @@ def _explicit(found: Distribution) -> bytes:
     counts = b"".join(count.to_bytes(8, "little") for count in _apart(found))
     bounds = b"".join(struct.pack("<d", bound) for bound, _ in found.buckets)
     return pb.fixed64(4, found.count) + pb.double(5, found.total) + pb.message(6, counts) + pb.message(7, bounds)
+
+
+def _summary(found: Quantiles) -> bytes:
+    values = (pb.message(6, pb.double(1, share) + pb.double(2, seconds)) for share, seconds in found.values)
+    return pb.fixed64(4, found.count) + pb.double(5, found.total) + b"".join(values)
 
 
 def _attribute(name: str, value: str) -> bytes:
@@ -188,6 +196,9 @@ def _json_item(sample: Sample, histogram: Histogram | None, times: tuple[int, in
     elif isinstance(sample.value, Distribution):
         counts, bounds = [str(count) for count in _apart(sample.value)], [bound for bound, _ in sample.value.buckets]
         point |= {"count": str(sample.value.count), "sum": sample.value.total, "bucketCounts": counts, "explicitBounds": bounds}
+    elif isinstance(sample.value, Quantiles):
+        values = [{"quantile": share, "value": seconds} for share, seconds in sample.value.values]
+        point |= {"count": str(sample.value.count), "sum": sample.value.total, "quantileValues": values}
     else:
         point["asDouble"] = sample.value if sample.value - sample.value == 0 else _WORDS.get(sample.value, "NaN")
     return json.dumps([_kind(sample, histogram), about]).encode("ascii"), json.dumps(point).encode("ascii")
@@ -205,6 +216,8 @@ def _kind(sample: Sample, histogram: Histogram | None) -> int:
         return _EXPONENTIAL
     if isinstance(sample.value, Distribution):
         return _HISTOGRAM
+    if isinstance(sample.value, Quantiles):
+        return _SUMMARY
     return _SUM if sample.kind == "counter" else _GAUGE
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
 from sidecar.core.histogram import Histogram
-from sidecar.core.samples import Distribution, Sample, distribution
+from sidecar.core.samples import Distribution, Quantiles, Sample, distribution
 from sidecar.publish import protobuf as pb
 from sidecar.publish.breath import breathing
 from sidecar.publish.exponential import Exact, exact, native
@@ -104,11 +104,14 @@ def _head(name: str, sample: Sample, is_open: bool) -> str:
 
 
 def _rows(sample: Sample) -> str:
-    if not isinstance(sample.value, Distribution):
-        return f"{sample.name}{_labels(sample.labels)} {_number(sample.value)}\n"
     found = sample.value
-    rows = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', repr(bound))))} {count}\n" for bound, count in found.buckets]
-    rows.append(f"{sample.name}_bucket{_labels((*sample.labels, ('le', '+Inf')))} {found.count}\n")
+    if isinstance(found, Distribution):
+        rows = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', repr(bound))))} {count}\n" for bound, count in found.buckets]
+        rows.append(f"{sample.name}_bucket{_labels((*sample.labels, ('le', '+Inf')))} {found.count}\n")
+    elif isinstance(found, Quantiles):
+        rows = [f"{sample.name}{_labels((*sample.labels, ('quantile', repr(q))))} {_number(value)}\n" for q, value in found.values]
+    else:
+        return f"{sample.name}{_labels(sample.labels)} {_number(found)}\n"
     rows.append(f"{sample.name}_sum{_labels(sample.labels)} {_number(found.total)}\n")
     rows.append(f"{sample.name}_count{_labels(sample.labels)} {found.count}\n")
     return "".join(rows)
@@ -132,7 +135,7 @@ def _number(value: float) -> str:
 
 # ---- protocol buffers: io.prometheus.client ----
 
-_KINDS = {"counter": 0, "gauge": 1, "histogram": 4}
+_KINDS = {"counter": 0, "gauge": 1, "summary": 2, "histogram": 4}
 
 
 def _messages(families: Families, histograms: Exact) -> Iterator[bytes]:
@@ -153,7 +156,14 @@ def _metric(sample: Sample, histograms: Exact) -> bytes:
             return labels + pb.message(7, _classic(sample.value))
         # The world may have moved on since the sample was taken: both shapes tell what is counted now.
         return labels + pb.message(7, _classic(distribution(histogram)) + _native(histogram))
+    if isinstance(sample.value, Quantiles):
+        return labels + pb.message(4, _quantiles(sample.value))
     return labels + pb.message(3 if sample.kind == "counter" else 2, pb.double(1, sample.value))
+
+
+def _quantiles(found: Quantiles) -> bytes:
+    values = (pb.message(3, pb.double(1, share) + pb.double(2, seconds)) for share, seconds in found.values)
+    return pb.whole(1, found.count) + pb.double(2, found.total) + b"".join(values)
 
 
 def _classic(found: Distribution) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from sidecar.core.histogram import Histogram
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
 from sidecar.publish import protobuf as pb
 from sidecar.publish.exponential import Exact, exact, native
 from sidecar.publish.prometheus import MAX_LABEL
@@ -24,11 +24,15 @@ def series(samples: Iterable[Sample], when: float, histograms: Exact, more: Labe
     at = int(when * 1000)
     for sample in samples:
         labels = [*sample.labels, *more]
-        if not isinstance(sample.value, Distribution):
+        if isinstance(sample.value, Distribution):
+            for bound, count in (*((repr(bound), count) for bound, count in sample.value.buckets), ("+Inf", sample.value.count)):
+                yield _series(f"{sample.name}_bucket", [*labels, ("le", bound)], _value(count, at))
+        elif isinstance(sample.value, Quantiles):
+            for share, seconds in sample.value.values:
+                yield _series(sample.name, [*labels, ("quantile", repr(share))], _value(seconds, at))
+        else:
             yield _series(sample.name, labels, _value(sample.value, at))
             continue
-        for bound, count in (*((repr(bound), count) for bound, count in sample.value.buckets), ("+Inf", sample.value.count)):
-            yield _series(f"{sample.name}_bucket", [*labels, ("le", bound)], _value(count, at))
         yield _series(f"{sample.name}_sum", labels, _value(sample.value.total, at))
         yield _series(f"{sample.name}_count", labels, _value(sample.value.count, at))
         if has_native and (histogram := exact(sample, histograms)) is not None:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
 from sidecar.publish.graphite import points
 
 MAX_BYTES = 1432
@@ -64,9 +64,11 @@ class Statsd:
             name = f"{self._prefix}.{sample.name.removeprefix('lbsidecar_')}"
             pairs = ",".join(f"{key}:{_NOT_IN_TAGS.sub('_', value[:MAX_TAG])}" for key, value in sample.labels if value)
             tags = f"|#{pairs}" if pairs else ""
-            if isinstance(sample.value, Distribution):
+            if isinstance(sample.value, Distribution | Quantiles):
                 yield f"{name}.count", tags, float(sample.value.count), True
                 yield f"{name}.sum", tags, sample.value.total, True
+                if isinstance(sample.value, Quantiles):
+                    yield from ((name, f"{tags},quantile:{share}", seconds, False) for share, seconds in sample.value.values)
             else:
                 yield name, tags, sample.value, sample.kind == "counter"
 

@@ -87,6 +87,8 @@ def metric_names() -> set[str]:
         elif call.func.id in ("_gauge", "_counter"):
             suffix = "_total" if call.func.id == "_counter" else ""
             found |= {name + suffix for name in _names(call.args[0], loops)}
+        elif call.func.id == "_summary":
+            found |= {f"{name}_latency_seconds" for name in _names(call.args[0], loops)}
     return found
 
 

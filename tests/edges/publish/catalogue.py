@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidecar.core.samples import Sample
+from sidecar.core.samples import Quantiles, Sample
 from sidecar.publish.graphite import points
 from tests.core.lab import good, hangs, refused
 from tests.edges.publish.scene import Scene
@@ -54,7 +54,8 @@ def _paths(found: dict[str, Sample]) -> str:
     rows = ["| path | from |", "|---|---|"]
     for name, sample in sorted(found.items()):
         placed = tuple((key, PLACES.get(key, value)) for key, value in sample.labels)
-        rows += [f"| `lbsidecar.{point.path}` | `{name}` |" for point in points([sample._replace(labels=placed)]) if point]
+        value = Quantiles(((0.5, 1.0),), 1.0, 1) if sample.kind == "summary" else sample.value
+        rows += [f"| `lbsidecar.{point.path}` | `{name}` |" for point in points([sample._replace(labels=placed, value=value)]) if point]
     return "\n".join(rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.core.model import Fact, Probed, Result
-from sidecar.core.samples import Own, Sample, SinkCount, Tallies, samples
+from sidecar.core.samples import Distribution, Own, Quantiles, Sample, SinkCount, Tallies, samples
 from sidecar.core.window import Latencies
 from tests.core.lab import Lab
 
@@ -47,6 +47,18 @@ class Scene(Lab):
                 self.latencies.fail(instance, "probe", self.now)
 
 
+def numbers(found: list[Sample]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """All but distributions as a reader of Prometheus' text has them: a summary is a number for each quantile, its count and its sum."""
+    read: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for each in found:
+        if isinstance(each.value, Quantiles):
+            read |= {(each.name, (*each.labels, ("quantile", str(share)))): seconds for share, seconds in each.value.values}
+            read |= {(f"{each.name}_count", each.labels): each.value.count, (f"{each.name}_sum", each.labels): each.value.total}
+        elif not isinstance(each.value, Distribution):
+            read[each.name, each.labels] = each.value
+    return read
+
+
 def values(found: list[Sample], name: str, /, **labels: str) -> list[object]:
     """The values of all samples of this name whose labels include these."""
     return [each.value for each in found if each.name == f"lbsidecar_{name}" and labels.items() <= dict(each.labels).items()]
@@ -55,4 +67,10 @@ def values(found: list[Sample], name: str, /, **labels: str) -> list[object]:
 def value(found: list[Sample], name: str, /, **labels: str) -> float:
     (only,) = values(found, name, **labels)
     assert isinstance(only, float)
+    return only
+
+
+def quantiles(found: list[Sample], name: str, /, **labels: str) -> Quantiles:
+    (only,) = values(found, name, **labels)
+    assert isinstance(only, Quantiles)
     return only

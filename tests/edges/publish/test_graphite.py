@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.samples import Distribution, Sample
+from sidecar.core.samples import Distribution, Quantiles, Sample
 from sidecar.publish.graphite import frames, lines, node, path, tagged
 from tests.core.lab import refused
 from tests.edges.publish.scene import Scene
@@ -26,6 +26,10 @@ def counter(name: str, value: float, /, **labels: str) -> Sample:
     return Sample(f"lbsidecar_{name}_total", "counter", value, tuple(labels.items()), "", "X.")
 
 
+def summary(name: str, value: Quantiles, /, **labels: str) -> Sample:
+    return Sample(f"lbsidecar_{name}_seconds", "summary", value, tuple(labels.items()), "seconds", "X.")
+
+
 WHO = {"service": "shop", "address": "10.0.0.5:8080"}
 
 
@@ -33,15 +37,22 @@ WHO = {"service": "shop", "address": "10.0.0.5:8080"}
     ("samples", "wanted"),
     [
         (
-            [gauge("instance_latency_quantile_seconds", 0.0125, **WHO, source="probe", quantile="0.5")],
-            ["lbsidecar.shop.10_0_0_5_8080.latency.probe.p50 0.0125"],
+            [summary("instance_latency", Quantiles(((0.5, 0.0125),), 2.5, 40), **WHO, source="probe")],
+            [f"lbsidecar.shop.10_0_0_5_8080.latency.probe.{end}" for end in ("count 40.0", "sum 2.5", "p50 0.0125")],
         ),
         (
             [
-                gauge("service_latency_quantile_seconds", 1.5e-05, service="shop", source="traffic", quantile=q)
-                for q in ("0.9", "0.95", "0.999")
+                summary(
+                    "service_latency",
+                    Quantiles(tuple((q, 1.5e-05) for q in (0.9, 0.95, 0.99, 0.999)), 1.0, 9),
+                    service="shop",
+                    source="traffic",
+                )
             ],
-            [f"lbsidecar.shop.all.latency.traffic.{p} 1.5e-05" for p in ("p90", "p95", "p999")],
+            [
+                f"lbsidecar.shop.all.latency.traffic.{end}"
+                for end in ("count 9.0", "sum 1.0", *(f"{p} 1.5e-05" for p in ("p90", "p95", "p99", "p999")))
+            ],
         ),
         ([gauge("instance_judgement", 1.0, **WHO, judgement="ejected")], ["lbsidecar.shop.10_0_0_5_8080.judgement.ejected 1.0"]),
         ([gauge("instance_serving_ratio", 0.5, **WHO)], ["lbsidecar.shop.10_0_0_5_8080.serving 0.5"]),
@@ -67,10 +78,10 @@ WHO = {"service": "shop", "address": "10.0.0.5:8080"}
                     Distribution(((1.0, 2),), 1.5, 3),
                     (("service", "shop"), ("source", "probe")),
                     "seconds",
-                    "X.",
+                    "The summary says the same.",
                 )
             ],
-            ["lbsidecar.shop.all.latency.probe.count 3.0", "lbsidecar.shop.all.latency.probe.sum 1.5"],
+            [],
         ),
         ([gauge("loop_lag_seconds", float("nan")), gauge("uptime_seconds", float("inf"))], []),
         ([gauge("nobody_asked_for_this", 1.0)], []),
@@ -134,6 +145,17 @@ def test_tags_are_the_labels_and_nothing_in_them_can_end_one() -> None:
     )
 
     assert found == [b"lb.instance_serving_ratio;service=a_b_c_=_;address=10.0.0.5:80 0.5 1767225600\n"]
+
+
+def test_a_tagged_summary_has_a_series_for_each_quantile() -> None:
+    found = list(tagged([summary("service_latency", Quantiles(((0.5, 0.25), (0.999, 1.5)), 9.0, 40), service="shop")], "lb", 1.0))
+
+    assert found == [
+        b"lb.service_latency_seconds.count;service=shop 40.0 1\n",
+        b"lb.service_latency_seconds.sum;service=shop 9.0 1\n",
+        b"lb.service_latency_seconds;service=shop;quantile=0.5 0.25 1\n",
+        b"lb.service_latency_seconds;service=shop;quantile=0.999 1.5 1\n",
+    ]
 
 
 def test_frames_say_what_lines_say() -> None:

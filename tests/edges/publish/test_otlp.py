@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogramDataPoint, Metric
 
 from sidecar.core.histogram import Histogram
-from sidecar.core.samples import Distribution, Sample, distribution
+from sidecar.core.samples import Distribution, Quantiles, Sample, distribution
 from sidecar.publish import Origin, publishers
 from sidecar.publish.exponential import Exact
 from sidecar.publish.options import PublishOptions
@@ -46,6 +46,7 @@ def world() -> tuple[list[Sample], Exact]:
         Sample("lbsidecar_cpu_seconds_total", "counter", 1.25, (), "seconds", "Time."),
         Sample("lbsidecar_response_seconds", "histogram", distribution(histogram), WHERE, "seconds", "Times."),
         Sample("lbsidecar_response_seconds", "histogram", Distribution(((0.5, 1), (1.0, 3)), 2.5, 4), (), "seconds", "Times."),
+        Sample("lbsidecar_service_latency_seconds", "summary", Quantiles(((0.5, 0.25), (0.99, 1.5)), 2.25, 9), WHERE, "seconds", "Times."),
     ], {("shop", "probe"): histogram}
 
 
@@ -74,7 +75,7 @@ def test_both_encodings_say_the_same() -> None:
 
 
 def test_points_of_one_metric_stand_together_with_its_unit_and_kind() -> None:
-    gauge, counter, exponential, explicit = metrics(request(*world(), as_json=False))
+    gauge, counter, exponential, explicit, summary = metrics(request(*world(), as_json=False))
 
     assert [point.as_double for point in gauge.gauge.data_points][:1] == [3.0]
     assert math.isnan(gauge.gauge.data_points[1].as_double)
@@ -88,6 +89,9 @@ def test_points_of_one_metric_stand_together_with_its_unit_and_kind() -> None:
     assert exponential.name == explicit.name == "lbsidecar_response_seconds"
     assert list(explicit.histogram.data_points[0].bucket_counts) == [1, 2, 1]
     assert list(explicit.histogram.data_points[0].explicit_bounds) == [0.5, 1.0]
+    (point,) = summary.summary.data_points
+    assert (point.count, point.sum) == (9, 2.25)
+    assert [(each.quantile, each.value) for each in point.quantile_values] == [(0.5, 0.25), (0.99, 1.5)]
 
 
 def test_an_exponential_histogram_has_every_value_in_its_bucket() -> None:
@@ -167,11 +171,11 @@ async def test_a_collector_gets_every_point_and_what_it_rejects_is_counted(encod
     (publisher,) = publishers(PublishOptions.model_validate(settings), Origin(lambda: samples, Decisions(None, 0), lambda: histograms))
 
     async with running(publisher.run):
-        await until(lambda: publisher.count().sent + publisher.count().dropped >= 5)
+        await until(lambda: publisher.count().sent + publisher.count().dropped >= len(samples))
     await receiver.stop()
 
     assert publisher.count().dropped >= 2
-    assert publisher.count().sent + publisher.count().dropped == 5 * (publisher.count().dropped // 2)
+    assert publisher.count().sent + publisher.count().dropped == len(samples) * (publisher.count().dropped // 2)
     assert {m.name for m in got[0].resource_metrics[0].scope_metrics[0].metrics} == {each.name for each in samples}
 
 

@@ -20,7 +20,7 @@ from sidecar.store.decisions import Decisions
 from tests.core.lab import refused
 from tests.edges.publish.programs import Graphite, get_json
 from tests.edges.publish.receiver import running, until
-from tests.edges.publish.scene import Scene, value
+from tests.edges.publish.scene import Scene, quantiles
 
 pytestmark = pytest.mark.real
 
@@ -73,9 +73,9 @@ async def shown(graphite: Graphite, target: str, wanted: int = 1) -> list[tuple[
 
 
 async def test_percentiles_read_back_are_ours_in_every_format(graphite: Graphite, samples: list[Sample]) -> None:
-    medians = [each for each in samples if ("quantile", "0.5") in each.labels]
-    p90 = value(samples, "service_latency_quantile_seconds", quantile="0.9")
-    p50 = value(samples, "instance_latency_quantile_seconds", quantile="0.5", address="10.0.0.1:80")
+    medians = [each for each in samples if each.kind == "summary"]
+    p90 = dict(quantiles(samples, "service_latency_seconds").values)[0.9]
+    p50 = dict(quantiles(samples, "instance_latency_seconds", address="10.0.0.1:80").values)[0.5]
 
     async with contextlib.AsyncExitStack() as stack:
         for form in ("plaintext", "pickle"):
@@ -88,7 +88,7 @@ async def test_percentiles_read_back_are_ours_in_every_format(graphite: Graphite
             assert (await shown(graphite, f"{form}_False.shop.all.latency.probe.p90"))[0][0] == pytest.approx(p90, rel=1e-9)
             assert (await shown(graphite, f"{form}_False.shop.10_0_0_1_80.latency.probe.p50"))[0][0] == pytest.approx(p50, rel=1e-9)
             assert (await shown(graphite, f"{form}_False.shop.10_0_0_2_80.judgement.ejected"))[0][0] == 1.0
-            name = f"name={form}_True.instance_latency_quantile_seconds"
+            name = f"name={form}_True.instance_latency_seconds"
             assert (await shown(graphite, f"seriesByTag('{name}','address=10.0.0.1:80','quantile=0.5')"))[0][0] == pytest.approx(p50)
 
 

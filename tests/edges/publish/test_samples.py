@@ -14,10 +14,10 @@ from sidecar.core.model import Commanded, Decision, Discovered, Event, Instance,
 from sidecar.core.policy import Mode
 from sidecar.core.samples import MAX_ROWS, Distribution, Own, Tallies, distribution, each_sample, grouped, serving, whose
 from tests.core.lab import good, hangs, policy, refused
-from tests.edges.publish.scene import Scene, value, values
+from tests.edges.publish.scene import Scene, quantiles, value, values
 
 ALLOWED = {
-    "service", "pool", "balancer", "server", "address", "source", "judgement", "name", "kind", "by", "sink", "quantile",
+    "service", "pool", "balancer", "server", "address", "source", "judgement", "name", "kind", "by", "sink",
     "result", "reason", "enforced", "version", "hash",
 }  # fmt: skip
 
@@ -112,11 +112,24 @@ def test_latencies_are_told_only_where_enough_answered(scene: Scene) -> None:
 
     found = scene.samples()
 
-    median = value(found, "instance_latency_quantile_seconds", address="10.0.0.1:80", source="probe", quantile="0.5")
-    assert median == pytest.approx(0.0005, rel=0.0055)
-    assert values(found, "instance_latency_quantile_seconds", quantile="0.999") == []
-    assert values(found, "instance_latency_quantile_seconds", source="traffic") == []
-    assert value(found, "service_latency_quantile_seconds", service="shop", quantile="0.5") == pytest.approx(0.0005, rel=0.0055)
+    one = quantiles(found, "instance_latency_seconds", address="10.0.0.1:80", source="probe")
+    assert dict(one.values)[0.5] == pytest.approx(0.0005, rel=0.0055)
+    assert 0.999 not in dict(one.values)
+    assert values(found, "instance_latency_seconds", source="traffic") == []
+    whole = quantiles(found, "service_latency_seconds", service="shop")
+    assert dict(whole.values)[0.5] == pytest.approx(0.0005, rel=0.0055)
+    assert whole.count == sum(quantiles(found, "instance_latency_seconds", address=f"10.0.0.{i}:80").count for i in range(1, 5))
+    assert whole.total == pytest.approx(0.0005 * whole.count)
+
+
+def test_a_summary_goes_on_counting_while_its_window_is_empty(scene: Scene) -> None:
+    before = quantiles(scene.samples(), "service_latency_seconds")
+    scene.now += 120.0
+
+    after = quantiles(scene.samples(), "service_latency_seconds")
+
+    assert before.values
+    assert after == replace(before, values=())
 
 
 def test_a_lost_balancer_ages_and_its_errors_are_counted(scene: Scene) -> None:
