@@ -14,6 +14,9 @@ from lbplugins.values import Change, Ref, Setting
 MANY_POOLS = 60
 """From here on one question for all pools is cheaper than one per pool."""
 
+BACKEND = "1"
+"""The type of a backend's own row in `show stat`."""
+
 STATIC = "static LB algorithm"
 """What HAProxy says when a pool's algorithm takes no weights."""
 
@@ -53,6 +56,8 @@ class Process:
         self._memory: dict[Ref, Past] = {}
         self._clean: set[Ref] = set()
         self._static: set[str] = set()
+        self._veiled: set[str] = set()
+        """Pools whose name a frontend has too: asked for by that name, `show stat` gives the frontend's rows and none of theirs."""
 
     async def reach(self) -> None:
         """BalancerError unless HAProxy answers."""
@@ -139,12 +144,17 @@ class Process:
     async def _table(self, pools: Sequence[str]) -> Table:
         many = len(pools) > MANY_POOLS
         states = [wire.SHOW_ALL_STATES] if many else [wire.show_state(pool) for pool in pools]
-        stats = [wire.SHOW_ALL_STATS] if many else list(dict.fromkeys(wire.show_stat(pool) for pool in pools))
+        all_stats = many or not self._veiled.isdisjoint(pools)
+        stats = [wire.SHOW_ALL_STATS] if all_stats else list(dict.fromkeys(wire.show_stat(pool) for pool in pools))
         info, level, *rest = await wire.ask(self.path, [wire.SHOW_INFO, wire.SHOW_LEVEL, *states, *stats], self.timeout_s)
         pid, started = parse_process(info)
         wanted = frozenset(pools)
         state_rows = [row for text in rest[: len(states)] for row in parse_states(text) if row["be_name"] in wanted]
         stat_rows = [row for text in rest[len(states) :] for row in parse_stats(text)]
+        veiled = {row["be_name"] for row in state_rows} - {row["pxname"] for row in stat_rows if row["type"] == BACKEND}
+        if veiled and not all_stats:
+            self._veiled |= veiled
+            return await self._table(pools)
         servers = {server.ref: server for server in join(state_rows, stat_rows)}
         return Table(pid, started, level.strip(), servers, algorithms(stat_rows))
 

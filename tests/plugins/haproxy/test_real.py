@@ -37,7 +37,7 @@ from lbplugins.values import (
     Setting,
 )  # fmt: skip
 
-from .lab import VERSIONS, Box, Fleet, HeldPort, Origin, Tap, wait_for
+from .lab import PATIENCE_S, VERSIONS, Box, Fleet, HeldPort, Origin, Tap, wait_for
 
 pytestmark = pytest.mark.real
 
@@ -442,6 +442,34 @@ async def test_a_pool_named_like_a_number_and_hashed_pools(version: str, origin:
             assert picture[Ref("2", "y")].serving is None and "backup" in picture[Ref("2", "y")].remark
             await ours.make(Ref("2", "x"), OUT)
             assert (await ours.look(Ref("2", "y"))).serving is True
+    finally:
+        box.close()
+
+
+async def test_a_pool_whose_name_a_frontend_has_too_is_read_like_any_other(version: str, origin: Origin) -> None:
+    agent = "agent-check agent-inter 100ms agent-addr 127.0.0.1 agent-port 1"
+    lines = f"""
+frontend twice
+    bind unix@twice.sock
+    default_backend twice
+backend twice
+    server asked 127.0.0.1:{origin.port} weight 100 {agent}
+    server tracks 127.0.0.1:{origin.port} weight 100 track other/leader
+    server spare 127.0.0.1:{origin.port} weight 100 backup
+backend other
+    server leader 127.0.0.1:{origin.port} check
+"""
+    box, asked = Box(version, lines), Ref("twice", "asked")
+    try:
+        async with sidecar(box.socket) as ours:
+            async with asyncio.timeout(PATIENCE_S):
+                while (await ours.look(asked)).writable is not None:  # its agent-check has not run yet
+                    await asyncio.sleep(0.05)
+            picture = await ours.plugin.observe(frozenset({"twice"}), {})
+            assert picture[asked].in_flight == 0 and picture[asked].grain_pct == 1
+            assert "follows other/leader" in (picture[Ref("twice", "tracks")].writable or "")
+            assert picture[Ref("twice", "spare")].serving is None
+            await ours.make(asked, OUT)
     finally:
         box.close()
 
