@@ -133,7 +133,8 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = _command(commands, "replay", "yesterday's facts under tomorrow's configuration: the difference in decisions")
-    command.add_argument("journal", type=Path, metavar="JOURNAL", help="a state folder, or its flight recorder folder")
+    command.add_argument("journal", nargs="?", type=Path, metavar="JOURNAL", help="a state folder, or its flight recorder folder")
+    _state(command)
     command.add_argument("--config", type=Path, metavar="NEW", help="decide by this configuration instead of the recorded one")
     command.add_argument("--since", metavar="TIME", help="from here on: RFC 3339, or an age as 24h")
     command.add_argument("--until", metavar="TIME", help="up to here")
@@ -150,7 +151,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = _command(commands, "report", "observe's verdict: what would have been done, and how often that was right")
     command.add_argument("--since", default="7d", metavar="AGE", help="how far back (default: 7d)")
-    command.add_argument("--state", type=Path, metavar="DIR", help="the state folder (default: as the daemon finds it)")
+    _state(command)
     _output(command)
 
     def run(arguments: argparse.Namespace) -> int:
@@ -168,13 +169,14 @@ def _add_release(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         what.add_argument("--all", action="store_true", help="everything of ours, and freeze so that nothing goes out again")
         what.add_argument("--expired", action="store_true", help="only what a dead sidecar's lease no longer covers (for timers)")
         _config(command)
+        _state(command)
 
         def run(arguments: argparse.Namespace) -> int:
             from sidecar.cli.release import release
 
             if not arguments.all and not arguments.expired:
                 arguments.all = sys.argv[1:2] == ["release-all"]
-            return asyncio.run(release(arguments.config, everything=arguments.all, expired=arguments.expired))
+            return asyncio.run(release(arguments.config, everything=arguments.all, expired=arguments.expired, state=arguments.state))
 
         command.set_defaults(run=run)
 
@@ -227,6 +229,10 @@ def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG", help="default: $LB_SIDECAR_CONFIG, /etc/lb-sidecar/lb-sidecar.yaml"
     )
+
+
+def _state(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--state", type=Path, metavar="DIR", help="the state folder (default: as the daemon finds it)")
 
 
 def _output(command: argparse.ArgumentParser) -> None:

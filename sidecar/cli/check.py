@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sidecar.cli.show import Output, span, text
-from sidecar.cli.survey import TYPICAL, Server, Survey, Surveyed, on_paper, survey
+from sidecar.cli.survey import HAPROXY_LEVERS, TYPICAL, Server, Survey, Surveyed, on_paper, survey
 from sidecar.config import schema
 from sidecar.config.effective import effective
 from sidecar.config.load import DEFAULT_PATH, Loaded, find_config, lacking_here, load
@@ -125,7 +125,10 @@ def _say(out: Output, line: str, style: str = "") -> None:
 def _problems(report: Report) -> Iterator[tuple[str, str]]:
     counts = {severity: sum(p.severity is severity for p in report.problems) for severity in _WORST_FIRST}
     words = [f"{count} {_COUNTED[severity][count != 1]}" for severity, count in counts.items() if count]
-    yield f"{report.loaded.path}: {', '.join(words) if words else 'no problem in it'}", ""
+    found = ", ".join(words) or "no problem in it"
+    if not words and report.exit_code:
+        found = f"the file itself is sound, but not ready: {_count(report)} to mend, below"
+    yield f"{report.loaded.path}: {found}", ""
     for problem in report.problems:
         yield f"  {problem}", _STYLE[problem.severity]
 
@@ -153,6 +156,8 @@ def _show_balancer(balancer: Surveyed, out: Output) -> None:
         _say(out, f"  lacking: {line}", BAD)
     if balancer.servers:
         out.show(_servers(balancer.servers))
+    for axis in sorted(balancer.courses.keys() & HAPROXY_LEVERS.keys()):
+        _say(out, f"  axis {axis}: {HAPROXY_LEVERS[axis]}", "dim")
     for axis, course in sorted(balancer.courses.items()):
         head = f"  axis {axis}, " if axis != "-" else "  "
         _say(out, f"{head}while we hold one out, these check it: {course.checked_by}", "dim")

@@ -63,6 +63,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     command.add_argument("--since", metavar="T", help="from then on: a time or an age as 2h")
     command.add_argument("--until", metavar="T", help="before then")
     command.add_argument("--by", metavar="WHO", help="by whom: rule, operator, rule:slow, token:deploy, outside")
+    command.add_argument("--state", type=Path, metavar="DIR", help="without a daemon: from the decision log in this state folder")
     command.add_argument("-n", "--limit", type=int, default=50, metavar="N", help="at most so many, 1 to 1000 (default: 50)")
 
     for name, func, text in (
@@ -267,6 +268,12 @@ async def history(args: argparse.Namespace, out: Output) -> int:
     for name in ("since", "until"):
         if (given := getattr(args, name)) is not None:
             query[name] = _rfc3339(moment(given, f"--{name}", now, ahead=False))
+    if args.state is not None:
+        from sidecar.cli import offline
+
+        times = {name: datetime.fromisoformat(text) for name in ("since", "until") if (text := query.get(name)) is not None}
+        asked = offline.Asked(args.what, times.get("since"), times.get("until"), args.by, args.limit)
+        return offline.history(args.state, asked, out)
     async with Daemon.found(args.api) as daemon:
         if args.what:
             found, _ = await _services(daemon)

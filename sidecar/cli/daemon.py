@@ -5,11 +5,15 @@ Every failure is a sentence with its cure: `Unreachable` and `Refused` end a com
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
+import pwd
 import ssl
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -174,12 +178,14 @@ class Daemon:
     def _why(self, error: aiohttp.ClientError) -> str:
         """What is wrong and the cure, by what the socket says."""
         if self.where.socket is not None:
+            if isinstance(_cause(error), PermissionError):
+                return _not_allowed(self.where.socket)
             return f"no daemon answers at {self.where.socket}: {_socket_problem(self.where.socket, error)} ({self._how()})"
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
             why = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
             hint = "its certificate must be signed by an authority that this machine trusts (SSL_CERT_FILE)"
             return f"{self.where.url} cannot be trusted: {why}; {hint}"
-        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        cause = _cause(error)
         if isinstance(cause, ConnectionRefusedError):
             return f"no daemon answers at {self.where.url}: nothing listens there. Start it with `lb-sidecar run`; {self._how()}"
         return f"no daemon answers at {self.where.url}: {_words(cause)} ({self._how()})"
@@ -217,11 +223,36 @@ async def _limited(content: aiohttp.StreamReader) -> bytes:
     return b"".join(parts)
 
 
+def _cause(error: aiohttp.ClientError) -> BaseException:
+    return error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+
+
+def _not_allowed(path: str) -> str:
+    """Who may not open what of a socket, and the ways there are; whether a daemon answers cannot be seen from here."""
+    shut = next((str(folder) for folder in reversed(Path(path).parents) if not os.access(folder, os.X_OK)), path)
+    group = ""
+    with contextlib.suppress(OSError, KeyError):
+        group = grp.getgrgid(os.stat(shut).st_gid).gr_name
+    us = _user(os.geteuid())
+    join = f"become a member of its group (`usermod -aG {group} {us}`, then log in again), " if group not in ("", "root") else ""
+    what = f"the socket {path}" if shut == path else f"the folder {shut}, in which the socket {Path(path).name} is"
+    return (
+        f"{us} may not use {what}: permission denied, so it is unknown whether a daemon answers; ask as root (`sudo lb-sidecar …`), "
+        f"{join}or over {DEFAULT_URL} with --api and a token (LB_SIDECAR_TOKEN=file:/path)"
+    )
+
+
+def _user(uid: int) -> str:
+    """Its name, or the number where it has none, as in a container."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
 def _socket_problem(path: str, error: aiohttp.ClientError) -> str:
     """Why the unix socket does not answer, and what to do."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, PermissionError):
-        return "this user may not use the socket; ask as root, or become a member of its group"
+    cause = _cause(error)
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except FileNotFoundError:

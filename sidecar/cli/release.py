@@ -31,20 +31,23 @@ ENDS_SOON_S = 30.0
 """Longer than from one run of the timer, or of the compose companion, to the next."""
 
 
-async def release(argument: Path | None, *, everything: bool, expired: bool) -> int:
-    """0: all of ours is given back (or nothing was out). 1: some of it is not. 2: wrong use or configuration."""
+async def release(argument: Path | None, *, everything: bool, expired: bool, state: Path | None = None) -> int:
+    """0: all of ours is given back (or nothing was out). 1: some of it is not. 2: wrong use or configuration.
+
+    `state`: the dead sidecar's state folder; None = as the configuration says.
+    """
     if everything == expired:
         return _say("say which: --all gives everything back and freezes, --expired only what no living sidecar answers for", 2)
     try:
         loaded = load(find_config(argument))
         config = loaded.require()
-        if config.state.dir is None and (owner := _owner_of_the_usual()):
+        if state is None and config.state.dir is None and (owner := _owner_of_the_usual()):
             return _say(
                 f"the state folder {state_dir.SYSTEM_DIR} belongs to {owner}, and in it stands what is out: "
                 f"run it as that user (`sudo -u {owner} lb-sidecar release …`)",
                 1,
             )
-        folder = state_dir.resolve(config.state.dir, os.environ).path
+        folder = _folder(config, state)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -65,6 +68,17 @@ async def release(argument: Path | None, *, everything: bool, expired: bool) -> 
     finally:
         if isinstance(held, lock.Held):
             held.release()
+
+
+def _folder(config: Config, named: Path | None) -> Path:
+    """The state folder, of the configuration or the one named, which must be there: one made anew would hold nothing. StateDirError."""
+    if named is None:
+        return state_dir.resolve(config.state.dir, os.environ).path
+    if not os.path.lexists(named):
+        raise state_dir.StateDirError(
+            f"there is no folder {named}: --state is the state folder of `lb-sidecar run`, which `lb-sidecar check` shows"
+        )
+    return state_dir.resolve(named.absolute(), os.environ).path
 
 
 async def _covered(folder: Path) -> str:

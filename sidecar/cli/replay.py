@@ -68,7 +68,7 @@ class Replayed:
 def replay(arguments: argparse.Namespace) -> int:
     """0: the decisions are the same. 1: they differ. 2: nothing to replay, or a configuration that cannot be used."""
     try:
-        folder = journal_of(arguments.journal)
+        folder = journal_of(arguments.journal or to_read(arguments.state))
     except Unreadable as error:
         print(f"lb-sidecar replay: {error}", file=sys.stderr)
         return 2

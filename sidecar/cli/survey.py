@@ -1,17 +1,22 @@
 """What `check` finds out on this machine: our own rights, each balancer with its servers, and the arithmetic of each service.
 
-Nothing is changed by asking: no folder is made, no lock is taken that a sidecar could want, no balancer is told anything.
+Nothing is changed by asking: what is made to see whether it can be is gone at once, no lock is taken that a sidecar could want, no
+balancer is told anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import grp
+import http.client
 import os
 import pwd
 import socket
+import ssl
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,6 +42,8 @@ from sidecar.web.options import DEFAULT_SOCKET
 RIGHTS_WITHIN_S = 45.0
 """A test of nginx's configuration may take 20 s."""
 LOOK_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 2.0
+"""For whatever sits on our API's address to say who it is."""
 POLLED_WITHIN_S = 2.2
 """HAProxy's agent-check comes every 2 s unless told otherwise: only then it shows that it asks us."""
 LISTENING = ("agent", "traffic")
@@ -52,6 +59,15 @@ class Course(NamedTuple):
     checked_by: str
     returned_by: str
 
+
+HAPROXY_LEVERS: Mapping[str, str] = {
+    "A": "its agent-check asks us, and we answer `down` or `up`",
+    "B": "it has an agent-check that nobody answers: `set server … agent down`",
+    "C": "somebody else moves it (another agent, or it tracks another server): we only look",
+    "D": "HAProxy checks it: its check is switched off and `health down` said; back: the check is on again, and decides",
+    "E": "HAProxy does not check it: `set server … health down`",
+}
+"""What each axis is: the lever by which a server is taken out, beside the operator's `set server … state`."""
 
 _LEASE = "`release --expired` after 120 s or a new start of ours"
 _RELOAD = "a reload of HAProxy as well, which we undo within 1 s while we live"
@@ -182,8 +198,9 @@ def _own(config: Config, files: Sequence[Path], environ: Mapping[str, str]) -> O
     if state is None:
         lacking.append(state_note)
     daemon = _daemon(state) if state is not None else ""
+    lacking += _listen(config, daemon)
     if not daemon:
-        lacking += _api(config)
+        lacking += _certificate(config)
         if (why := _api_socket(config.api.socket)) and config.api.socket == DEFAULT_SOCKET:
             advice.append(f"{why}; without it the other commands must be told `--api http://{config.api.listen}`")
         elif why:
@@ -196,15 +213,28 @@ def _state(configured: Path | None, environ: Mapping[str, str]) -> tuple[Path | 
     path = _state_folder(configured, environ)
     if path is not None and not os.path.lexists(path):
         above = next(folder for folder in path.parents if os.path.exists(folder))  # `Path.exists` raises where it may not look
-        if os.access(above, os.W_OK | os.X_OK):
-            return path, "is made at the first start"
-        make = f"install -d -m 0750 -o {_name(os.geteuid())} {path}"
-        return None, f"the state folder {path} does not exist and {_name(os.geteuid())} may not make it in {above}: `{make}`"
+        if not os.access(above, os.W_OK | os.X_OK):
+            make = f"install -d -m 0750 -o {_name(os.geteuid())} {path}"
+            return None, f"the state folder {path} does not exist and {_name(os.geteuid())} may not make it in {above}: `{make}`"
+        if why := _unmakeable(above):
+            return None, f"the state folder {path} cannot be made: {above} takes no folder ({why}); set `state.dir` to one that can be"
+        return path, "is made at the first start"
     try:
         found = state_dir.resolve(configured, environ)
     except (state_dir.StateDirError, OSError) as error:
         return None, str(error)
+    if why := _unmakeable(found.path):
+        return None, f"nothing can be written to the state folder {found.path} ({why}); set `state.dir` to another, or see to its disk"
     return found.path, f"by {found.origin}" if found.origin.startswith(("state", "$")) else found.origin
+
+
+def _unmakeable(folder: Path) -> str:
+    """Why nothing can be made there, though the rights are; "" = something can. Root may write to /proc, and yet cannot."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".lb-sidecar-trial-", dir=folder))
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
+    return ""
 
 
 def _state_folder(configured: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -236,16 +266,49 @@ def _daemon(state: Path) -> str:
     return held.by if isinstance(held, lock.Busy) else ""
 
 
-def _api(config: Config) -> list[str]:
-    """Why the API could not listen, or not read its certificate."""
-    lines = []
-    listen, tls = config.api.listen, config.api.tls
-    if listen is not None:
-        try:
-            family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-            socket.create_server((listen.host, listen.port), family=family).close()
-        except OSError as error:
-            lines.append(f"api.listen {listen}: {error.strerror or error}; choose another address, or null for the unix socket alone")
+def _listen(config: Config, daemon: str) -> list[str]:
+    """Why the API could not listen. What our own daemon holds is its own; whoever else is there is told, even while it runs."""
+    listen = config.api.listen
+    if listen is None:
+        return []
+    try:
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        socket.create_server((listen.host, listen.port), family=family).close()
+    except OSError as error:
+        return _not_listening_at(listen, error, daemon, is_tls=config.api.tls is not None)
+    return []
+
+
+def _not_listening_at(listen: Address, error: OSError, daemon: str, *, is_tls: bool) -> list[str]:
+    cure = "choose another address, or null for the unix socket alone"
+    if error.errno != errno.EADDRINUSE:
+        return [f"api.listen {listen}: {os.strerror(error.errno) if error.errno else error}; {cure}"]
+    if not _is_a_sidecar(listen, is_tls=is_tls):
+        late = f", and not by {daemon}, which could not listen there again" if daemon else ""
+        return [f"api.listen {listen} is taken by another process{late} (`ss -tlnp 'sport = :{listen.port}'` shows it as root); {cure}"]
+    return [] if daemon else [f"api.listen {listen} is taken by an lb-sidecar that runs with another state folder: stop it, or {cure}"]
+
+
+def _is_a_sidecar(listen: Address, *, is_tls: bool) -> bool:
+    """Does what answers there call itself one?"""
+    if is_tls:
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # nothing is believed but its name
+        asked: http.client.HTTPConnection = http.client.HTTPSConnection(listen.host, listen.port, timeout=ANSWER_WITHIN_S, context=trusting)
+    else:
+        asked = http.client.HTTPConnection(listen.host, listen.port, timeout=ANSWER_WITHIN_S)
+    try:
+        asked.request("GET", "/livez")
+        return asked.getresponse().getheader("Server", "") == "lb-sidecar"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()
+
+
+def _certificate(config: Config) -> list[str]:
+    """Why the API could not read its certificate."""
+    lines, tls = [], config.api.tls
     for key, path in (("cert", tls.cert), ("key", tls.key)) if tls is not None else ():
         if not os.access(path, os.R_OK):
             reason = f"{_name(os.geteuid())} may not read it" if os.path.lexists(path) else "there is no such file, or none that it may see"

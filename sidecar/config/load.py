@@ -25,6 +25,7 @@ from sidecar.config.models import (
     LogOptions,
     Options,
     PaceOptions,
+    PolicyOptions,
     ServiceOptions,
     StateOptions,
 )
@@ -34,7 +35,7 @@ from sidecar.config.shape import shape
 from sidecar.config.translate import problems_of, unknown_key
 from sidecar.config.tree import Items, Node, Scalar, Table, at, overlay, place_of, plain, read
 from sidecar.core.policy import Mode
-from sidecar.probes.options import Kind
+from sidecar.probes.options import Kind, ProbeSpec
 from sidecar.publish.options import PublishOptions
 from sidecar.web.auth import MIN_TOKEN_CHARS, MIN_TOKEN_KINDS
 from sidecar.web.options import ApiOptions, Secret, SecretError
@@ -246,7 +247,7 @@ class _Reader:
         self.tree = root = self._absolute(root)
         for key in root.entries:
             if key not in ROOT_KEYS:
-                self._tell((key,), unknown_key(key, ROOT_KEYS))
+                self._tell((key,), _misplaced(key) or unknown_key(key, ROOT_KEYS))
         parts: dict[str, Any] = {"balancers": self._balancers(), "services": self._services()}
         scalars = Table({key: root.entries[key] for key in _SCALARS if key in root.entries}, root.place, root.keys)
         if (simple := self._model(scalars, (), _Simple)) is not None:
@@ -441,6 +442,19 @@ class _Reader:
             self.faulty[name] = ServiceOptions.model_validate(plain(_only(table, ("balancer", "pool", "pools"))))
         except ValidationError:
             return  # told already, with the rest of the service
+
+
+def _misplaced(key: str) -> str:
+    """Where a key that stands at the root belongs; "" = nowhere."""
+    if key in DefaultsOptions.model_fields:
+        return f"{shown(key)} does not stand at the top: write it under a service, or under `defaults:` for all of them"
+    if key in ServiceOptions.model_fields:
+        return f"{shown(key)} does not stand at the top: it belongs under a service, as `services: {{shop: {{{key}: …}}}}`"
+    for name, model in (("policy", PolicyOptions), ("probe", ProbeSpec)):
+        if key in model.model_fields:
+            return f"{shown(key)} does not stand at the top: it belongs under `{name}:` of a service, or of `defaults:` for all of them"
+    found = [name for name, model in _SECTIONS.items() if key in model.model_fields]
+    return f"{shown(key)} does not stand at the top: it belongs under `{found[0]}:`" if found else ""
 
 
 def _with_defaults(defaults: Table, service: Table) -> Table:

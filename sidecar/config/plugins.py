@@ -33,7 +33,10 @@ def plugin_class(name: str) -> type[Balancer]:
     """The plugin's class, imported now; PluginError when there is none or it cannot be used."""
     known = installed()
     if name not in known:
-        raise PluginError(f"no plugin {shown(name)} is installed; there are: {listed(known)}{did_you_mean(name, known)}")
+        near = did_you_mean(name, known)
+        cure = "" if near else "; install a package that brings it into this environment (`pip install …`; its entry point is in the group"
+        cure += "" if near else f" `{GROUP}`), or write one: `lb-sidecar plugin new NAME`"
+        raise PluginError(f"no plugin {shown(name)} is installed; there are: {listed(known)}{near}{cure}")
     try:
         loaded = known[name].load()
     except Exception as error:  # whatever a stranger's module raises at import must not take the others down

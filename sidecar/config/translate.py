@@ -38,6 +38,9 @@ _WANTED = {
     "is_instance_of": "a mapping, as {key: value}",
 }
 
+_EMPTY = {"probe": "what to ask, as `probe: {http: /health}`", "policy": "`policy: {fall: 4}`", "instances": "`instances: [10.0.0.5:8080]`"}
+"""What is meant where a key stands without a value."""
+
 
 def problems_of(error: ValidationError, root: Node, path: Sequence[str], model: type[BaseModel]) -> list[Problem]:
     """Each finding as a Problem; `root` is the whole tree, `path` where the validated value stands in it, `model` what it should be.
@@ -111,6 +114,8 @@ def _wrong(detail: ErrorDetails, node: Node | None) -> str:
     wanted = _WANTED.get(re.sub(r"_(type|parsing|from_float|attributes_type)+$", "", kind))
     if wanted is not None:
         empty = node is None or (isinstance(node, Scalar) and node.value is None)
+        if empty and detail["loc"] and (example := _EMPTY.get(str(detail["loc"][-1]))) is not None:
+            return f"nothing stands here; write {example}, or leave the key out"
         return f"{'nothing stands here; it' if empty else f'{_input(detail, node)}'} must be {wanted}"
     return f"{detail['msg']}; see docs/configuration.md"
 

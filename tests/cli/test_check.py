@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from bench.daemon import Daemon, until
 from lbplugins.values import Address, Ref
 from sidecar.cli import main
-from sidecar.cli.survey import HAPROXY
+from sidecar.cli.survey import HAPROXY, HAPROXY_LEVERS
 from sidecar.core.model import Learned, Target
 from sidecar.store import learned
 from tests.cli.desk import free_port
@@ -250,7 +251,47 @@ def test_an_api_address_that_is_taken_is_told(home: Path) -> None:
         taken.listen()
         shown = ran(written(home, api=f"{{listen: '127.0.0.1:{taken.getsockname()[1]}', socket: null}}"))
 
-    assert shown.code == 1 and "lacking: api.listen 127.0.0.1:" in shown.out
+    assert shown.code == 1 and "lacking: api.listen 127.0.0.1:" in shown.out and "is taken by another process" in shown.out
+    assert "no problem in it" not in shown.out and "the file itself is sound, but not ready: 1 thing to mend" in shown.out
+
+
+def test_a_state_folder_that_nobody_could_make_is_told_to_root_too(home: Path) -> None:
+    path = Path(written(home))
+    path.write_text(path.read_text().replace(f"{home}/state", "/proc/nope"))
+
+    shown = ran(str(path))
+
+    assert shown.code == 1 and "lacking: the state folder /proc/nope" in shown.out and "`" in shown.out
+
+
+def test_a_state_folder_that_takes_nothing_is_told(home: Path) -> None:
+    path = Path(written(home))
+    path.write_text(path.read_text().replace(f"{home}/state", "/proc"))
+
+    shown = ran(str(path))
+
+    assert shown.code == 1 and "state folder /proc" in shown.out and "set `state.dir` to another" in shown.out
+
+
+@pytest.mark.real
+def test_the_api_address_of_our_own_daemon_is_not_taken_and_another_state_folder_is_another_daemon(home: Path) -> None:
+    daemon = Daemon(home / "run", f"balancers:\n{MEMORY}{SHOP}", port=free_port())
+    daemon.start()
+    try:
+        until(lambda: daemon.ask("/livez")[0] == 200, "the daemon answers")
+        own = ran("--json", str(daemon.config)).data["own"]
+        other = ran("--json", written(home, api=f"{{listen: '127.0.0.1:{daemon.port}', socket: null}}")).data["own"]
+        with socket.socket() as stranger:
+            stranger.bind(("127.0.0.1", 0))
+            stranger.listen()
+            daemon.config.write_text(daemon.config.read_text().replace(str(daemon.port), str(stranger.getsockname()[1])))
+            moved = ran("--json", str(daemon.config)).data["own"]
+    finally:
+        daemon.end()
+
+    assert "lb-sidecar, process" in own["daemon"] and own["lacking"] == []
+    assert len(other["lacking"]) == 1 and "is taken by an lb-sidecar that runs with another state folder" in other["lacking"][0]
+    assert len(moved["lacking"]) == 1 and "is taken by another process, and not by lb-sidecar, process" in moved["lacking"][0]
 
 
 def test_an_api_socket_without_a_folder_is_told_if_it_was_asked_for(home: Path) -> None:
@@ -372,6 +413,9 @@ def test_each_server_of_haproxy_has_its_axis_and_what_follows_from_it(haproxy: B
     assert "axis D, while we hold one out, these check it: we alone; HAProxy's own check is off meanwhile" in shown.out
     assert "pool checked: weight 1 leaves no steps" in shown.out and "pool plain" not in shown.out
     assert set(tap.writes()) == {"set server"}, "which names no server and so changes nothing"
+    assert [line.strip() for line in shown.out.splitlines() if line.startswith("  axis ") and ": " in line[:10]] == [
+        f"axis {axis}: {HAPROXY_LEVERS[axis]}" for axis in "DE"
+    ]
 
 
 @pytest.mark.real

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import io
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -23,6 +29,20 @@ from sidecar.core.policy import Mode
 from sidecar.web import models
 from tests.cli.desk import LabDesk, busy, free_port, parsed, ran, serving
 from tests.core.lab import good, refused
+from tests.plugins.stranger import needs_root
+
+_STATUS_AS_NOBODY = """
+import contextlib, encodings.ascii, encodings.idna, io, os, sys
+from sidecar.cli import main
+words = ["status", "--api", sys.argv[1]]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    main(["status", "--api", "unix:/nowhere"])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(words))
+"""
+"""Once as root, for all that must be imported: the interpreter itself may lie where nobody may look."""
 
 SECRET = "nG7-xQ2_pLw9Zr4TvB8sKd3mYc6HjA1e"
 
@@ -457,6 +477,29 @@ async def test_nobody_at_the_socket_is_told_with_the_cure(tmp_path: Path) -> Non
 
     assert told.code == 1
     assert f"no daemon answers at {tmp_path}/api.sock: there is no such socket. Start the daemon with `lb-sidecar run`" in told.err
+
+
+@needs_root
+@pytest.mark.parametrize("is_shut", [False, True], ids=["the socket", "its folder"])
+def test_who_may_not_use_the_socket_is_told_that_and_not_that_nobody_answers(is_shut: bool) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="lbc"))
+    try:
+        folder.chmod(0o755)
+        (folder / "run").mkdir(mode=0o700 if is_shut else 0o755)
+        path = folder / "run" / "api.sock"
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.bind(str(path))
+            daemon.listen()
+            path.chmod(0o660)
+            os.chown(path.parent if is_shut else path, 0, grp.getgrnam("daemon").gr_gid)
+            done = subprocess.run([sys.executable, "-c", _STATUS_AS_NOBODY, f"unix:{path}"], capture_output=True, text=True, timeout=60)
+    finally:
+        shutil.rmtree(folder)
+
+    assert done.returncode == 1 and "no daemon answers" not in done.stderr, done.stderr
+    what = f"the folder {path.parent}, in which the socket api.sock is" if is_shut else f"the socket {path}"
+    assert f"nobody may not use {what}: permission denied" in done.stderr
+    assert "sudo lb-sidecar" in done.stderr and "`usermod -aG daemon nobody`" in done.stderr
 
 
 async def test_a_socket_left_over_is_told_from_one_that_never_was(tmp_path: Path) -> None:
