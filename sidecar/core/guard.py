@@ -8,7 +8,7 @@ from math import floor
 
 from lbplugins.values import Operator, Seen, Serve, Setting
 from sidecar.core import pace
-from sidecar.core.known import InstanceState, ServiceState, target_of
+from sidecar.core.known import ON_ITS_WAY_S, InstanceState, ServiceState, target_of
 from sidecar.core.model import (
     Act,
     Commanded,
@@ -30,10 +30,6 @@ Key = Instance | ServerRef
 
 WITNESSES_NAMED = 8
 """More are not needed, neither in a sentence nor to notice that all of them failed."""
-
-
-ON_ITS_WAY_S = 30.0
-"""No balancer is waited for so long: a change of which nothing was heard since has arrived or never will."""
 
 
 @dataclass(frozen=True, slots=True)

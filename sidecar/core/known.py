@@ -32,6 +32,8 @@ UNBROKEN_S = 0.5
 """A hold that was absent this long begins anew."""
 EPISODE_S = 5.0
 """A hold, or a blindness, that was absent this long is over; the next one is told anew."""
+ON_ITS_WAY_S = 30.0
+"""No balancer is waited for so long: a change of which nothing was heard since has arrived or never will."""
 EVENTS_KEPT = 1000
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from zlib import crc32
 
 from lbplugins.values import Address, Serve
-from sidecar.core.known import InstanceState, Known, ServiceState, TargetState, is_at, strictest, target_of
+from sidecar.core.known import InstanceState, Known, Sent, ServiceState, TargetState, is_at, strictest, target_of
 from sidecar.core.model import Discovered, Instance, PoolRef, ServerRef, Target
 from sidecar.core.policy import ProbePlan, ServicePolicy
 from sidecar.core.streak import Streak
@@ -169,9 +169,13 @@ def _is_still_its(world: Known, state: InstanceState, server: ServerRef) -> bool
     if seen.address is None:
         return True
     sent = world.balancers[server.balancer].sent.get(server.ref)
-    was_written = sent is not None and (sent.serve is Serve.FULL or sent.confirmed or sent.stands or not sent.refused)
-    is_ours = state.ejection is not None and state.ejection.enforced and was_written
+    is_ours = state.ejection is not None and state.ejection.enforced and sent is not None and _may_show(sent)
     return is_ours and seen.address != state.instance.address and seen.ours.serve is not Serve.FULL
+
+
+def _may_show(sent: Sent) -> bool:
+    """Can an order of ours to go be what a server shows? Not where a picture has shown that it was given back."""
+    return sent.stands or (not sent.confirmed if sent.serve is Serve.FULL else sent.confirmed or not sent.refused)
 
 
 def operator_of_instance(world: Known, state: InstanceState) -> None:

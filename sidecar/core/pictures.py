@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from lbplugins.values import Operator, Ref, Seen, Serve, Setting
 from sidecar.core import membership
 from sidecar.core import streak as streaks
-from sidecar.core.known import BalancerState, InstanceState, Known, Sent, in_its_words
+from sidecar.core.known import ON_ITS_WAY_S, BalancerState, InstanceState, Known, Sent, in_its_words
 from sidecar.core.model import Instance, Judgement, Pictured, PoolRef, ServerRef
 
 
@@ -91,7 +91,7 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
         instance_state.others -= {server}
     if sent is None and instance_state is not None and seen.ours.serve is Serve.NONE and _is_out_by_us(instance_state):
         balancer.sent[ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)  # from an earlier life, or adopted
-    by_us = _compare_said(world, balancer, ref, before, seen, instance_state)
+    by_us = _compare_said(world, balancer, ref, before, seen, instance_state, at)
     if before is None:
         return True
     if before.generation != seen.generation:
@@ -160,7 +160,9 @@ def _operator_moved(world: Known, server: ServerRef, before: Seen, seen: Seen, s
         state.new_life = state.ejection is not None and seen.ours.serve is not Serve.NONE
 
 
-def _compare_said(world: Known, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None) -> bool:
+def _compare_said(
+    world: Known, balancer: BalancerState, ref: Ref, before: Seen | None, seen: Seen, state: InstanceState | None, at: float
+) -> bool:
     """Keep track of which word on the operator's axis is ours: written by us, and still shown. True if this change was our doing."""
     pending = balancer.said_pending.get(ref)
     if pending is not None and pending.is_answered and seen.operator is pending.word:  # until then it is an operator's own
@@ -173,6 +175,8 @@ def _compare_said(world: Known, balancer: BalancerState, ref: Ref, before: Seen 
     if pending is not None and seen.operator in pending.before - {Operator.READY}:
         balancer.said[ref] = seen.operator
         return True
+    if pending is not None and at - pending.at > ON_ITS_WAY_S:
+        del balancer.said_pending[ref]  # something else is shown: it never will be
     if state is not None and balancer.name in state.unclaimed and ref not in balancer.said:
         has_drain = world.policy.balancers[balancer.name].drain
         if seen.operator in {in_its_words(o.state, has_drain) for o in (*state.overrides.values(), *state.ended.values())}:

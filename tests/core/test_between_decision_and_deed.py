@@ -490,3 +490,43 @@ def test_a_word_taken_after_an_earlier_one_was_refused_is_ours_and_undone() -> N
     lab.run(1.0)
 
     assert lab.told_to[-1].on is Axis.OPERATOR and lab.told_to[-1].want.serve is Serve.FULL
+
+
+def test_what_was_seen_given_back_is_no_more_ours_when_its_slot_moves_and_a_hand_takes_it_out() -> None:
+    site = warm(Layout(TWO))
+    die(site, 1)
+    site.sides["edge"].reachable = False  # so that the journal must keep the ejection until it has been looked at
+    site.behave(address(1), "good")
+    site.run(5.0)
+    assert out(site, "web") == [] and site.force.ejections
+    site.sides["web"].reachable = False
+    site.run(2.0)
+
+    site.behave(address(99), "good")
+    moved = server(site, 1, "web")
+    moved.address, moved.ours, moved.ours_by = address(99), Setting(Serve.NONE), "hand"
+    site.sides["web"].reachable = True
+    site.run(5.0)
+
+    assert out(site, "web") == [1] and moved.ours_by == "hand"
+
+
+def test_a_word_that_never_arrived_stands_in_nobodys_way_for_ever() -> None:
+    lab = Silent(3)
+    lab.run(WARM)
+    lab.feed(Commanded(Verb.OVERRIDE, "operator:root", lab.now, "shop", shop(1), "root", Operator.DRAINING))
+    lab.run(0.1)
+    lab.set_seen(1, operator=Operator.DRAINING)
+    lab.feed(Applied("edge", lab.now, (lab.told_to[-1],)))
+    lab.run(2.0)
+    lab.feed(Commanded(Verb.CLEAR, "operator:root", lab.now, "shop", shop(1), "root"))
+    lab.run(0.1)
+    lab.feed(Applied("edge", lab.now, (lab.told_to[-1],), error="no answer"))
+    lab.set_seen(1, operator=Operator.MAINTENANCE)  # by hand, meanwhile
+    lab.run(40.0)
+
+    lab.answer(2, refused())
+    lab.run(3.0)
+
+    assert (lab.told_to[-1].ref, lab.told_to[-1].want.serve) == (Ref("shop", "s2"), Serve.NONE)
+    assert not lab.instance(1).ended, "and the journal need not keep the word"
