@@ -85,8 +85,13 @@ def _changed(pool: Pool, include: Include, server: Server, change: Change) -> In
 
 
 def pictured(pool: Pool, master: Master) -> dict[Ref, Seen]:
-    remark = f"{master.leaving} old workers are still finishing" if master.leaving > MAX_LEAVING else ""
-    return picture(pool, master.generation, remark)
+    remarks = [f"{master.leaving} old workers are still finishing"] if master.leaving > MAX_LEAVING else []
+    if master.replaces:
+        remarks.append(
+            f"nginx master {master.replaces} still serves as well, with the servers of before its binary upgrade, and hears of no change; "
+            f"end it: kill -QUIT {master.replaces}"
+        )
+    return picture(pool, master.generation, "; ".join(remarks))
 
 
 def text_of(data: bytes) -> str:

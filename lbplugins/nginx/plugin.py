@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ from lbplugins.nginx.servers import MAX_BYTES, Include, IncludeFault, parse, ren
 from lbplugins.nginx.traffic import Feed
 from lbplugins.values import Change, Ref, Refusal, Seen, TrafficSample, Traits
 
+LOADED_BY = b"\n# loaded by nginx master "
+"""Ends our copy of what was loaded last, before the generation of the master that did."""
+
 MAX_READ = 512
 """So many parsed includes are kept; two per upstream are in use."""
 
@@ -30,7 +34,7 @@ _R = TypeVar("_R")
 
 
 class Nginx(Balancer):
-    """One nginx. Its state: the last layout read, and per upstream the bytes that nginx was last proven to run, unless in doubt."""
+    """One nginx. Its state: the last layout read, and per upstream the bytes that its master was last proven to run, unless in doubt."""
 
     Options: ClassVar[type[BaseModel]] = NginxOptions
     traits = Traits(costly=True)
@@ -41,6 +45,7 @@ class Nginx(Balancer):
         self._with = options
         self._layout: layout.Layout | None = None
         self._build: tuple[str, process.Build] | None = None
+        self._life: process.Life | None = None
         self._proven: dict[str, bytes] = {}
         self._doubted: set[str] = set()
         self._read: dict[bytes, Include] = {}
@@ -124,7 +129,13 @@ class Nginx(Balancer):
         return self._build
 
     def _master(self, found: layout.Layout) -> process.Master:
-        return process.find_master(self._pid_file(found), self._with.binary)
+        master = process.find_master(self._pid_file(found), self._with.binary)
+        if self._life != master.life:
+            # What one master has loaded says nothing of another: a binary upgrade that is given up leaves one with older servers.
+            self._life = master.life
+            self._proven.clear()
+            self._doubted.clear()
+        return master
 
     def _pid_file(self, found: layout.Layout) -> Path:
         if self._with.pid_file is not None:
@@ -166,7 +177,7 @@ class Nginx(Balancer):
             self._proven[upstream.name] = content.data
             self._doubted.discard(upstream.name)
         elif upstream.name not in self._proven and upstream.name not in self._doubted:
-            self._recall(upstream, master, content.data)
+            self._recall(upstream, master)
         proven = self._proven.get(upstream.name)
         running = None
         if proven is not None:
@@ -186,12 +197,13 @@ class Nginx(Balancer):
             self._read[data] = include = parse(text_of(data))
         return include
 
-    def _recall(self, upstream: layout.Upstream, master: process.Master, data: bytes) -> None:
-        """What an earlier life of ours saw nginx load, unless nginx has reloaded since and the file was another then."""
+    def _recall(self, upstream: layout.Upstream, master: process.Master) -> None:
+        """What an earlier life of ours saw this master load, unless it has reloaded since."""
         with contextlib.suppress(BalancerError):
             last = files.read(_last(upstream), MAX_BYTES, follow=False)
-            if last.data == data or last.changed_at >= master.loaded_at():
-                self._proven[upstream.name] = last.data
+            saved, _, generation = last.data.rpartition(LOADED_BY)
+            if generation == f"{master.generation}\n".encode() and last.changed_at >= master.loaded_at():
+                self._proven[upstream.name] = saved
 
     # ---- telling: in the writer's thread only ----
 
@@ -233,7 +245,7 @@ class Nginx(Balancer):
             refused = self._test(master)
             if not refused:
                 was_told = True
-                self._reload(found)
+                loaded = self._reload(found)
         except BaseException as error:
             try:
                 swap.undo()
@@ -248,7 +260,7 @@ class Nginx(Balancer):
             return f"nginx does not accept the result, so the old file is back: {refused}"
         swap.keep()
         for name, data in wanted.items():
-            self._remember(pools[name].upstream, data)
+            self._remember(pools[name].upstream, data, loaded)
         return ""
 
     def _doubt(self, found: layout.Layout, names: Iterable[str]) -> None:
@@ -274,12 +286,12 @@ class Nginx(Balancer):
             cure = f" ({files.who()} may not test it: give `test` a command that may)"
         return process.headline(text) + cure
 
-    def _reload(self, found: layout.Layout) -> None:
-        """nginx runs what is on disk now. NotLoaded if not, BalancerError if it could not be told."""
-        before = self._master(found)
+    def _reload(self, found: layout.Layout) -> process.Master:
+        """The nginx that runs what is on disk now. NotLoaded if none does, BalancerError if it could not be told."""
+        before, told_at = self._master(found), time.clock_gettime(time.CLOCK_BOOTTIME)
         logs = self._error_logs(found, before)
         self._tell(before)
-        process.prove(before, self._pid_file(found), self._with.binary, logs)
+        return process.prove(before, told_at, self._pid_file(found), self._with.binary, logs)
 
     def _tell(self, master: process.Master) -> None:
         if self._with.reload == "signal":
@@ -289,7 +301,7 @@ class Nginx(Balancer):
         if code != 0:
             raise BalancerError(f"`{' '.join(self._with.reload)}` failed with code {code}: {process.headline(text)}")
 
-    def _remember(self, upstream: layout.Upstream, data: bytes) -> None:
+    def _remember(self, upstream: layout.Upstream, data: bytes, master: process.Master) -> None:
         self._proven[upstream.name] = data
         self._doubted.discard(upstream.name)
         last = _last(upstream)
@@ -297,7 +309,7 @@ class Nginx(Balancer):
         with contextlib.suppress(BalancerError):
             files.remove(last)
             if parse(text_of(data)).is_marked:
-                files.save(last, data)
+                files.save(last, data + LOADED_BY + f"{master.generation}\n".encode())
 
     # ---- a file edited by hand ----
 
@@ -316,7 +328,7 @@ class Nginx(Balancer):
             if not parse(text).edited:
                 return ""
         try:
-            last = text_of(files.read(_last(upstream), MAX_BYTES, follow=False).data)
+            last = text_of(files.read(_last(upstream), MAX_BYTES, follow=False).data.rpartition(LOADED_BY)[0])
         except BalancerError:
             return f"{upstream.file} was edited by hand, and no copy of what lb-sidecar wrote is left. It now reads:\n{text}"
         lines = difflib.unified_diff(

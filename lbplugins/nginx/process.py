@@ -56,7 +56,10 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Master:
-    """A running nginx. `workers`: those that take new requests; `leaving`: how many finish old ones. `cwd` None = not for us to see."""
+    """A running nginx. `workers`: those that take new requests; `leaving`: how many finish old ones. `cwd` None = not for us to see.
+
+    `replaces`: the pid of an older master that still serves with what it loaded last, since a binary upgrade has not ended; 0 = none.
+    """
 
     life: Life
     uid: int
@@ -64,6 +67,7 @@ class Master:
     cwd: str | None
     workers: frozenset[Life]
     leaving: int
+    replaces: int = 0
 
     @property
     def generation(self) -> str:
@@ -129,14 +133,29 @@ def find_master(pid_file: Path, binary: str | None) -> Master:
     title = _title(pid)
     if not title.startswith("nginx: master") or not _is_nginx(pid, binary):
         raise BalancerError(f"{pid_file} names process {pid}, which is no nginx master ({title[:60]!r}); left alone; correct `pid_file`")
+    workers, leaving = _workers(pid)
+    return Master(life, os.stat(f"/proc/{pid}").st_uid, title, _link(pid, "cwd"), workers, leaving, _replaced(pid_file, pid, binary))
+
+
+def _workers(master: int) -> tuple[frozenset[Life], int]:
+    """Those that take new requests, and how many finish old ones."""
     workers, leaving = set(), 0
-    for child in _children(pid):
+    for child in _children(master):
         name = _title(child.pid)
         if name.startswith("nginx: worker process is shutting down"):
             leaving += 1
         elif name.startswith("nginx: worker process"):
             workers.add(child)
-    return Master(life, os.stat(f"/proc/{pid}").st_uid, title, _link(pid, "cwd"), frozenset(workers), leaving)
+    return frozenset(workers), leaving
+
+
+def _replaced(pid_file: Path, master: int, binary: str | None) -> int:
+    """The master before this one, while a binary upgrade has both of them serve; else 0."""
+    with contextlib.suppress(BalancerError):
+        old = _read_pid(pid_file.with_name(f"{pid_file.name}.oldbin"))
+        if old != master and _title(old).startswith("nginx: master") and _is_nginx(old, binary) and _workers(old)[0]:
+            return old
+    return 0
 
 
 def _read_pid(pid_file: Path) -> int:
@@ -326,17 +345,22 @@ class NotLoaded(Exception):
         self.refused = refused
 
 
-def prove(before: Master, pid_file: Path, binary: str | None, logs: ErrorLogs, deadline_s: float = PROOF_DEADLINE_S) -> Master:
+def prove(
+    before: Master, told_at: float, pid_file: Path, binary: str | None, logs: ErrorLogs, deadline_s: float = PROOF_DEADLINE_S
+) -> Master:
     """The nginx in which every worker that takes requests is new since `before`. NotLoaded when there is none by the deadline.
 
-    A reply of `nginx -s reload` proves nothing: when a port is taken, it succeeds and the old configuration stays.
+    A reply of `nginx -s reload` proves nothing: when a port is taken, it succeeds and the old configuration stays. Nor does another
+    master, unless it began after `told_at` (seconds since boot): one of a binary upgrade has read the files before they were ours.
     """
     late = time.monotonic() + deadline_s
+    told_at_ticks = int(told_at * os.sysconf("SC_CLK_TCK"))
     said: str | None = None
     while True:
         with contextlib.suppress(BalancerError):  # between two masters, a pid file may be missing
             now = find_master(pid_file, binary)
-            if now.workers and not now.workers & before.workers:
+            is_told = now.life == before.life or now.life.ticks > told_at_ticks
+            if is_told and now.workers and not now.workers & before.workers:
                 return now
         said = logs.emergency(before.life.pid) or said
         # A port that is taken is tried again for 2.5 s; any other emergency is nginx's last word.

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from lbplugins.api import BalancerError
-from lbplugins.nginx import Nginx
+from lbplugins.nginx import Nginx, process
 from lbplugins.nginx.servers import parse, render, set_ours
 from lbplugins.values import FULL, MAINTENANCE, NONE, OPERATOR, READY, Change, Ref, Refusal, Seen, Setting
 from tests.plugins.nginx.lab import BINARIES, POOL, NginxLab, free_port, until
@@ -360,22 +360,47 @@ async def test_a_pid_that_is_not_nginx_is_never_signalled(lab: NginxLab) -> None
 
 
 async def test_after_a_binary_upgrade_the_new_master_is_told(lab: NginxLab) -> None:
+    with _two_masters(lab) as (old, _):
+        async with opened(lab) as plugin:
+            before = (await look(plugin))[lab.names[0]]
+            assert f"nginx master {old} still serves" in before.remark
+            os.kill(old, signal.SIGQUIT)
+            until(lambda: _is_gone(old) and lab.answers(), "the new nginx serves alone")
+
+            assert await tell(plugin, lab.names[0], OUT) == []
+            assert lab.serving() == set(lab.names[1:])
+            assert (await look(plugin))[lab.names[0]].remark == ""
+
+
+async def test_a_binary_upgrade_that_is_given_up_leaves_nobody_in_whom_only_the_new_master_had_out(lab: NginxLab) -> None:
+    with _two_masters(lab) as (old, new):
+        async with opened(lab) as plugin:
+            assert await tell(plugin, lab.names[0], OUT) == []
+            os.kill(new, signal.SIGQUIT)
+            until(lambda: _pid_in(lab.pid_file) == old, "the old nginx is the only one again")
+            until(lambda: _is_gone(new), "the new nginx is gone")
+
+            async with opened(lab) as newcomer:
+                for each in (plugin, newcomer):
+                    seen = (await look(each))[lab.names[0]]
+                    assert seen.ours != OUT and seen.serving is None and "newer than what nginx runs" in seen.remark
+            assert await tell(plugin, lab.names[0], OUT) == []
+            assert lab.serving() == set(lab.names[1:])
+
+
+@contextmanager
+def _two_masters(lab: NginxLab) -> Iterator[tuple[int, int]]:
+    """An old and a new nginx, in the middle of a binary upgrade; their pids."""
     lab.stop()
     subprocess.run(lab.argv(), check=True, cwd=lab.home, timeout=60, stdin=subprocess.DEVNULL)  # as a daemon: only those can upgrade
     until(lambda: lab.pid_file.exists() and lab.pid_file.read_text().strip() and lab.answers(), "nginx serves")
     pids = [int(lab.pid_file.read_text())]
     try:
-        async with opened(lab) as plugin:
-            before = (await look(plugin))[lab.names[0]]
-            os.kill(pids[0], signal.SIGUSR2)
-            until(lambda: _pid_in(lab.pid_file) not in (None, pids[0]), "a second master runs")
-            pids.append(int(lab.pid_file.read_text()))
-            os.kill(pids[0], signal.SIGQUIT)
-            until(lambda: _is_gone(pids[0]) and lab.answers(), "the new nginx serves alone")
-
-            assert (await look(plugin))[lab.names[0]].generation != before.generation
-            assert await tell(plugin, lab.names[0], OUT) == []
-            assert lab.serving() == set(lab.names[1:])
+        os.kill(pids[0], signal.SIGUSR2)
+        until(lambda: _pid_in(lab.pid_file) not in (None, pids[0]), "a second master runs")
+        pids.append(int(lab.pid_file.read_text()))
+        until(lambda: len(process.find_master(lab.pid_file, lab.binary).workers) == lab.workers, "its workers run")
+        yield pids[0], pids[1]
     finally:
         for pid in pids:
             if not _is_gone(pid):
