@@ -26,7 +26,7 @@ from bench.floor import addresses
 from lbplugins.memory import Memory
 from lbplugins.values import Address, Ref, Seen
 from sidecar.core.measure import measure
-from sidecar.core.model import Ask, Configured, Discovered, Fact, Instance, Outcome, Pictured, Probed, Result, SelfChecked, Target
+from sidecar.core.model import Ask, Configured, Discovered, Fact, Instance, Outcome, Phases, Pictured, Probed, Result, SelfChecked, Target
 from sidecar.core.policy import BalancerPolicy, Policy, ProbePlan, ServicePolicy
 from sidecar.core.samples import Tallies
 from sidecar.core.turn import turn
@@ -87,7 +87,7 @@ class Crowd:
         facts: list[Fact] = []
         while self._due and self._due[0][0] <= self.now:
             at, target = heapq.heappop(self._due)
-            facts.append(Probed(Outcome(target, Result.OK, at, at + TOOK_S, fresh=False)))
+            facts.append(Probed(Outcome(target, Result.OK, at, over := at + TOOK_S, phases=Phases(first_byte=over - at), fresh=False)))
         return facts
 
 

@@ -1,4 +1,4 @@
-"""The words of the project as values: identities, outcomes, facts, decisions. All frozen, those made for each probe by the type checker only.
+"""The words of the project as values: identities, outcomes, facts, decisions. All frozen; those of each probe by the type checker only.
 
 Times named `at`, `started`, `until` are seconds on the shell's monotonic clock; durations end in `_s`.
 """
@@ -348,6 +348,7 @@ class Ejection:
     """We have taken an instance out. `repeat`: how many times in a row, 0 first; `until`: no return before (hold-down).
 
     `enforced` False = observe mode, nothing was written. `returning`: the return is journaled, but not yet seen on every balancer.
+    `others`: its servers that a hand had out on our axis before us; those stay out when it returns.
     """
 
     instance: Instance
@@ -361,11 +362,15 @@ class Ejection:
     enforced: bool = True
     in_flight: InFlight = InFlight.KEEP
     returning: bool = False
+    others: tuple[ServerRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One owner's word about an instance; the strictest of all owners' wins. `until` None = until cleared."""
+    """One owner's word about an instance; the strictest of all owners' wins. `until` None = until cleared.
+
+    `before`: earlier words of his that a balancer may still show.
+    """
 
     instance: Instance
     owner: str
@@ -374,6 +379,7 @@ class Override:
     at: float
     until: float | None = None
     reason: str = ""
+    before: tuple[Operator, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,9 +403,13 @@ class Learned:
 
 
 class Act(StrEnum):
-    """What an intent is for. After RETURN the servers are still ours until FORGET says that none of our act is left on a balancer."""
+    """What an intent is for. After RETURN the servers are still ours until FORGET says that none of our act is left on a balancer.
+
+    CLAIM: of an ejection's `others` only these are left.
+    """
 
     EJECT = "eject"
+    CLAIM = "claim"
     RETURN = "return"
     OVERRIDE = "override"
     CLEAR = "clear"
@@ -413,7 +423,7 @@ class Act(StrEnum):
 class Intent:
     """What we mean to do, written and fsynced before any balancer hears of it.
 
-    `notes`: the plugin's, per server. `evidence`: what an EJECT rests on.
+    `notes`: the plugin's, per server. `evidence`: what an EJECT rests on. `is_forced`: an operator wants it though the disk fails.
     """
 
     act: Act
@@ -427,6 +437,7 @@ class Intent:
     until: float | None = None
     notes: tuple[tuple[ServerRef, str], ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

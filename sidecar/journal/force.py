@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sidecar.core.model import Act, Adopted, Instance, Intent, ServerRef
 
@@ -55,6 +55,8 @@ class InForce:
         match intent.act:
             case Act.EJECT if intent.ejection is not None:
                 _put(self.ejections, intent.ejection.instance, entry)
+            case Act.CLAIM if intent.ejection is not None:
+                self._amend(intent.ejection.instance, others=intent.ejection.others)
             case Act.RETURN if instance is not None:
                 self._returning(instance)
             case Act.HANDS_OFF if instance is not None:
@@ -86,9 +88,12 @@ class InForce:
         ]
 
     def _returning(self, instance: Instance) -> None:
+        self._amend(instance, returning=True)
+
+    def _amend(self, instance: Instance, **changes: Any) -> None:
         number, stored = self.ejections.get(instance, (0, None))
         if stored is not None and stored.intent.ejection is not None:
-            ejection = replace(stored.intent.ejection, returning=True)
+            ejection = replace(stored.intent.ejection, **changes)
             self.ejections[instance] = number, replace(stored, intent=replace(stored.intent, ejection=ejection))
 
     def _forget(self, instance: Instance) -> None:

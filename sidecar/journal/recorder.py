@@ -1,6 +1,6 @@
 """The flight recorder: everything that entered the core and what came of it, for `explain --at` and `replay`.
 
-The caller only encodes; one thread compresses and writes. The recorder never waits for the disk and never raises: what does not fit
+The caller only packs; one thread compresses and writes. The recorder never waits for the disk and never raises: what does not fit
 is dropped and the gap is marked, a disk that fails is `fault`.
 """
 
@@ -10,17 +10,19 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sidecar.core.model import Decision, Fact
+from sidecar.core.model import Decision, Fact, Pictured
 from sidecar.core.policy import Policy
 from sidecar.journal.codec import CodecError, Json, dumps, encode
-from sidecar.journal.segments import Batch, Gap, Segment, Writer, line, read
+from sidecar.journal.columns import Columns, Names
+from sidecar.journal.pictures import Pictures
+from sidecar.journal.segments import Batch, Gap, Packed, Segment, Writer, line, read
 
 SEGMENT_S = 600.0
 PENDING_BYTES = 8 << 20
-"""Encoded records that may wait for the disk; more are dropped."""
+"""Packed records that may wait for the disk; more are dropped."""
 BLOCK_BYTES = 256 << 10
 FLUSH_S = 1.0
 
@@ -33,15 +35,25 @@ class _Begin:
     policy: Policy
     now: float
     wall: float
+    names: Names
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """One line for the file, and what is lost with it. `batches`: how many of those are not counted as lost already."""
+@dataclass(slots=True)
+class _Stretch:
+    """What came between two looks of the thread: lines, the rows they count, and what is lost with them; None = nothing.
 
-    gap: Gap
-    data: bytes
-    batches: int
+    `batches`: how many of those in `gap` are not counted as lost already.
+    """
+
+    lines: list[bytes] = field(default_factory=list)
+    columns: Columns = field(default_factory=Columns)
+    gap: Gap | None = None
+    batches: int = 0
+
+    def add(self, packed: bytes, gap: Gap, batches: int) -> None:
+        self.lines.append(packed)
+        self.gap = gap if self.gap is None else self.gap.joined(gap)
+        self.batches += batches
 
 
 class Recorder:
@@ -60,7 +72,9 @@ class Recorder:
         self._is_spoiled = False
         self._gap: Gap | None = None
         self._codec_fault = ""
-        self._queue: deque[_Begin | _Record] = deque()
+        self._names = Names()
+        self._pictures = Pictures()
+        self._queue: deque[_Begin | _Stretch] = deque()
         self._queued_bytes = 0
         self._newest = 0.0
         self._is_closing = False
@@ -102,7 +116,9 @@ class Recorder:
                 self._give_up_queue()
             else:
                 self._begins += 1
-            self._queue.append(_Begin(snapshot, policy, now, wall))
+            self._names = Names()
+            self._pictures.forget()
+            self._queue.append(_Begin(snapshot, policy, now, wall, self._names))
             self._news.notify_all()
         if is_first:
             self._thread.start()
@@ -111,18 +127,20 @@ class Recorder:
         """Record facts taken in together and what was decided. Costs some microseconds a fact, never an exception, never a wait."""
         self._newest = now
         gap = Gap(now, now, 1, len(facts))
-        try:
-            record = _Record(gap, line(_batch(now, facts, decision)), 1)
-        except CodecError as error:
-            self._codec_fault = f"a fact could not be recorded: {error}; please report this"
-            self._lose(gap, 1)
-            return
-        if self._begun_at is None or self._queued_bytes + len(record.data) > self._pending_bytes:
+        if self._begun_at is None:
             self._lose(gap, 1)
             return
         with self._news:
-            self._push_gap()
-            self._push(record)
+            stretch = self._last()
+            before = stretch.columns.sizes
+            packed = self._packed(now, facts, decision, stretch.columns)
+            added = len(packed) + stretch.columns.grown(before)
+            if packed and self._queued_bytes + added <= self._pending_bytes:
+                self._push_gap()
+                self._push(packed, gap, 1, added)
+            else:
+                stretch.columns.cut(before)
+                self._lose(gap, 1)
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait, for at most so long, until all that was recorded so far has been written; False = it has not."""
@@ -140,25 +158,47 @@ class Recorder:
         if self._begun_at is not None:
             self._thread.join(timeout_s)
 
+    def _packed(self, now: float, facts: Sequence[Fact], decision: Decision | None, columns: Columns) -> bytes:
+        """The line of a batch, its good answers in the columns; empty when a fact is none."""
+        try:
+            packed = columns.take(facts, self._names)
+            left = tuple(self._pictures.packed(each) if isinstance(each, Pictured) else each for each in packed)
+            if decision is None:
+                return line(Packed(now, left))
+            is_news = bool(decision.intents or decision.changes or decision.events)
+            return line(Packed(now, left, digest(decision), replace(decision, asks=()) if is_news else None))
+        except (CodecError, TypeError, AttributeError) as error:
+            self._codec_fault = f"a fact could not be recorded: {error}; please report this"
+            return b""
+
+    def _last(self) -> _Stretch:
+        """The stretch that grows just now."""
+        if not self._queue or not isinstance(last := self._queue[-1], _Stretch):
+            last = _Stretch()
+            self._queue.append(last)
+        return last
+
     def _push_gap(self) -> None:
         if self._gap is not None:
-            self._push(_Record(self._gap, line(self._gap), 0))
+            packed = line(self._gap)
+            self._push(packed, self._gap, 0, len(packed))
             self._gap = None
 
-    def _push(self, record: _Record) -> None:
-        self._queue.append(record)
-        self._queued_bytes += len(record.data)
+    def _push(self, packed: bytes, gap: Gap, batches: int, size: int) -> None:
+        self._last().add(packed, gap, batches)
+        self._queued_bytes += size
         if self._queued_bytes >= BLOCK_BYTES:
             self._news.notify_all()
 
     def _lose(self, gap: Gap, batches: int) -> None:
         self._dropped += batches
         self._is_spoiled = True
+        self._pictures.forget()
         self._gap = gap if self._gap is None else self._gap.joined(gap)
 
     def _give_up_queue(self) -> None:
         for each in self._queue:
-            if isinstance(each, _Record):
+            if isinstance(each, _Stretch) and each.gap is not None:
                 self._lose(each.gap, each.batches)
         self._queue.clear()
         self._queued_bytes = 0
@@ -182,35 +222,17 @@ class Recorder:
                 self._news.notify_all()
         self._writer.close()
 
-    def _write(self, items: list[_Begin | _Record]) -> None:
-        waiting: list[_Record] = []
+    def _write(self, items: list[_Begin | _Stretch]) -> None:
         for item in items:
-            if isinstance(item, _Record):
-                waiting.append(item)
-                continue
-            self._write_records(waiting)
-            waiting = []
-            self._writer.begin(item.snapshot, item.policy, item.now, item.wall)
-        self._write_records(waiting)
-
-    def _write_records(self, records: list[_Record]) -> None:
-        if records:
-            gap = records[0].gap
-            for each in records[1:]:
-                gap = gap.joined(each.gap)
-            self._writer.write(b"".join(each.data for each in records), gap, sum(each.batches for each in records))
+            if isinstance(item, _Begin):
+                self._writer.begin(item.snapshot, item.policy, item.now, item.wall, item.names)
+            elif item.gap is not None:
+                self._writer.write(b"".join(item.lines), item.columns, item.gap, item.batches)
 
 
 def digest(decision: Decision) -> str:
     """Sixteen hexadecimal digits that two decisions share exactly when they are equal; CodecError when it is not a decision."""
     return hashlib.blake2b(dumps(encode(decision, Decision)), digest_size=8).hexdigest()
-
-
-def _batch(now: float, facts: Sequence[Fact], decision: Decision | None) -> Batch:
-    if decision is None:
-        return Batch(now, tuple(facts))
-    is_news = bool(decision.intents or decision.changes or decision.events)
-    return Batch(now, tuple(facts), digest(decision), replace(decision, asks=()) if is_news else None)
 
 
 __all__ = ["Batch", "Gap", "Recorder", "Segment", "digest", "read"]

@@ -1,7 +1,8 @@
 """The flight recorder's files. A segment is a file that stands alone: header, snapshot of the world, policy, then batches.
 
-A file is a magic line, then blocks of zlib-compressed JSON lines, each with its lengths and CRC-32. A block is whole or it is not
-there: reading stops at the first that is torn, and everything before it is good.
+A file is a magic line, then zlib-compressed blocks, each with its lengths and CRC-32. A block is whole or it is not there: reading stops
+at the first that is torn, and everything before it is good. It holds JSON lines and, from format 2 on, the columns of the good answers that
+these only count.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from sidecar.core.model import Decision, Fact
+from sidecar.core.model import Decision, Fact, Pictured, Probed, Target
 from sidecar.core.policy import Policy
 from sidecar.journal.codec import CodecError, Json, decode, dumps, encode, loads
+from sidecar.journal.columns import Columns, Names, rows
+from sidecar.journal.pictures import Pictures, Repictured
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"lb-sidecar flight\n"
 PREFIX, SUFFIX = "flight-", ".rec"
 PER_FOLDER = 16
@@ -33,6 +36,9 @@ MAX_PLAIN_BYTES = 256 << 20
 """Nothing we write comes near; a block that claims more is damaged."""
 _HEAD = struct.Struct("<4sIII")
 _MARK = b"blk1"
+_COLUMNS = b"\0"
+"""Where the lines of a block end and its columns begin: JSON has none of it."""
+_NAMES_IN_A_LINE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,24 @@ class Batch:
     facts: tuple[Fact, ...]
     digest: str = ""
     decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch as it lies in a block: a number among its facts stands for so many of the next rows, a picture may be a difference."""
+
+    now: float
+    facts: tuple[Fact | Repictured | int, ...]
+    digest: str = ""
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Targets that rows have by their numbers, `first` and on."""
+
+    first: int
+    targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +115,10 @@ class Segment:
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
+                names: list[Target] = []
+                pictures = Pictures()
                 for block in _unpack(file):
-                    for text in block.splitlines():
-                        record: Batch | Gap = decode(loads(text), Batch | Gap)
+                    for record in _records(block, names, pictures):
                         if self.until is not None and self.wall_of(_start(record)) > self.until:
                             return
                         yield record
@@ -122,9 +147,12 @@ def read(directory: Path, since: float | None = None, until: float | None = None
             problems.append(f"{path.name} is left out: {error}")
 
 
-def line(record: Batch | Gap) -> bytes:
+def line(record: Packed | Gap) -> bytes:
     """One record as it lies in a block; CodecError when a fact is none."""
-    return dumps(encode(record, Batch | Gap)) + b"\n"
+    if type(record) is Packed and record.decision is None and not record.digest and all(type(each) is int for each in record.facts):
+        # nearly all of them: the same, in an eighth of the time
+        return b'{"$":"Packed","now":%a,"facts":%a}\n' % (record.now, list(record.facts))
+    return dumps(encode(record, Packed | Gap)) + b"\n"
 
 
 class Writer:
@@ -146,6 +174,7 @@ class Writer:
         self._path = directory
         self._older: dict[Path, int] = {}
         self._gap: Gap | None = None
+        self._names, self._named = Names(), 0
         self._retry_at = float("inf")
 
     @property
@@ -153,30 +182,32 @@ class Writer:
         """This one is long enough, or the disk may be worth another try."""
         return self._used >= self._segment_bytes or time.monotonic() >= self._retry_at
 
-    def begin(self, snapshot: Json, policy: Policy, now: float, wall: float) -> None:
-        """Close the segment and start the next."""
+    def begin(self, snapshot: Json, policy: Policy, now: float, wall: float, names: Names) -> None:
+        """Close the segment and start the next, in whose rows targets have these numbers."""
         self.close()
+        self._names, self._named = names, 0
         self._start(snapshot, policy, now, wall)
         self.begins += 1
 
-    def write(self, lines: bytes, gap: Gap, batches: int) -> None:
-        """Add these lines as one block.
+    def write(self, lines: bytes, columns: Columns, gap: Gap, batches: int) -> None:
+        """Add these lines and the rows they count as one block.
 
         If that fails, or the segment is twice as long as it should be, `gap` is lost; `batches` of it were not lost already.
         """
         if self._fd < 0 or self._used >= 2 * self._segment_bytes:
             self._lose(gap, batches)
             return
-        block = _pack(lines)
+        named = len(self._names.order)
         try:
+            block = _pack(_names_of(self._names.order, self._named, named) + lines + _COLUMNS + columns.to_bytes())
             if self._gap is not None:
                 block = _pack(line(self._gap)) + block
             self._put(block)
-        except OSError as error:
+        except (OSError, CodecError) as error:
             self._fail(error)
             self._lose(gap, batches)
             return
-        self._gap = None
+        self._gap, self._named = None, named
         self._used += len(block)
         self._delete_oldest()
 
@@ -235,6 +266,55 @@ class Writer:
             del self._older[oldest]
             with contextlib.suppress(OSError):  # gone already, or it stays: the next segment counts it again
                 oldest.unlink()
+
+
+def _names_of(order: Sequence[Target], first: int, end: int) -> bytes:
+    """These targets' names, in lines short enough not to keep the interpreter from the thread that decides."""
+    return b"".join(
+        dumps(encode(Named(at, tuple(order[at : min(at + _NAMES_IN_A_LINE, end)])), Named | Gap)) + b"\n"
+        for at in range(first, end, _NAMES_IN_A_LINE)
+    )
+
+
+def _records(block: bytes, names: list[Target], pictures: Pictures) -> Iterator[Batch | Gap]:
+    """What one block tells; `names` and `pictures` take up what it gives. TornError when lines and columns do not fit."""
+    lines, _, columns = block.partition(_COLUMNS)
+    try:
+        answers = None
+        for text in lines.splitlines():
+            record: Batch | Packed | Named | Gap = decode(loads(text), Batch | Packed | Named | Gap)
+            match record:
+                case Named():
+                    if record.first != len(names):
+                        raise TornError(f"target {record.first} is named after {len(names)} others")
+                    names.extend(record.targets)
+                case Packed():
+                    if answers is None:
+                        answers = rows(columns, names)
+                    facts = tuple(_unpacked(record.facts, answers, pictures))
+                    yield Batch(record.now, facts, record.digest, record.decision)
+                case _:
+                    yield record
+        if answers is not None and next(answers, None) is not None:
+            raise TornError("more rows than its lines count")
+    except CodecError:
+        raise
+    except ValueError as error:
+        raise TornError(f"they do not fit together: {error}") from error
+
+
+def _unpacked(facts: Sequence[Fact | Repictured | int], answers: Iterator[Probed], pictures: Pictures) -> Iterator[Fact]:
+    for fact in facts:
+        match fact:
+            case int():
+                for _ in range(fact):
+                    if (answer := next(answers, None)) is None:
+                        raise TornError("fewer rows than its lines count")
+                    yield answer
+            case Pictured() | Repictured():
+                yield pictures.unpacked(fact)
+            case _:
+                yield fact
 
 
 def _open(path: Path, until: float | None) -> Segment:
