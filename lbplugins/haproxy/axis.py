@@ -41,7 +41,9 @@ from lbplugins.values import (
 UNDER_WAY, CONFIGURED, ENABLED, PAUSED = 1, 2, 4, 8
 """Bits of a check's state."""
 
-IN_MAINTENANCE = 0x01 | 0x02 | 0x20
+UNRESOLVED = 0x20
+
+IN_MAINTENANCE = 0x01 | 0x02 | UNRESOLVED
 """Forced, inherited, unresolved. Bit 4 alone only remembers `disabled` in the configuration."""
 
 IN_DRAIN = 0x08 | 0x10
@@ -150,7 +152,7 @@ def read(server: Server, past: Past | None, around: Around) -> Reading:
         grain_pct=grain(weight) if around.takes_weights and around.level == "admin" else 100,
         in_flight=server.in_flight,
         counters=server.counters,
-        writable=foreign or _why_not_writable(lever, operator, around.level),
+        writable=(_nowhere(server) if serve is FULL else "") or foreign or _why_not_writable(lever, operator, around.level),
         settle_s=around.agent_settle_s if lever is Lever.AGENT else 0.0,
         note=write_note(lever, weight, server.uweight),
         generation=around.generation,
@@ -236,6 +238,17 @@ def grain(weight: int) -> int:
 def is_serving(server: Server) -> bool:
     """Whether new requests may reach it by its own state."""
     return server.op in (STARTING, RUNNING) and not server.admin & (IN_MAINTENANCE | IN_DRAIN) and server.uweight > 0
+
+
+def _nowhere(server: Server) -> str:
+    """Why there is nobody to judge or to take out; "" = there is. That its name is not resolved is no operator's word."""
+    if server.admin & UNRESOLVED and not server.admin & (IN_MAINTENANCE & ~UNRESOLVED):
+        return (
+            "its name is not resolved now (a free slot of `server-template`, or DNS does not answer): HAProxy gives it nothing until it is"
+        )
+    if server.address is None:
+        return "it has no address and port by which to judge it (a unix socket?): never asked, never written"
+    return ""
 
 
 def _why_not_writable(lever: Lever, operator: Operator, level: str) -> str | None:

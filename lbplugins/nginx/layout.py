@@ -34,7 +34,7 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One upstream that includes a file of ours."""
+    """One upstream. `file`: that of ours which it includes, or, `is_moved` False, would include once its servers are moved there."""
 
     name: str
     file: Path
@@ -42,33 +42,40 @@ class Upstream:
     outside: tuple[Outside, ...]
     where: str
     shared_with: str = ""
+    is_moved: bool = True
+
+    @property
+    def to_do(self) -> str:
+        """What makes it ours to drive, where its servers stand in the operator's own configuration."""
+        return f"move the `server` lines of `upstream {self.name}` ({self.where}) to {self.file}; put in their place: include {self.file};"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`pid_file`, `error_logs`: as written, possibly relative to nginx's prefix. `signature`: changes when any file read did."""
+    """`upstreams`: those that include a file of ours; `unmoved`: the others, which can only be looked at.
+
+    `pid_file`, `error_logs`: as written, possibly relative to nginx's prefix. `signature`: changes when any file read did.
+    """
 
     upstreams: dict[str, Upstream]
+    unmoved: dict[str, Upstream]
     pid_file: str | None
     error_logs: tuple[str, ...]
     signature: tuple[tuple[str, int, int, int], ...]
 
 
 def scan(config: Path, servers_dir: Path) -> Layout:
-    """The configuration and all it includes, but for the files in `servers_dir`. BalancerError: what cannot be read, or what to add."""
+    """The configuration and all it includes, but for the files in `servers_dir`. BalancerError: what cannot be read or driven."""
     reader = _Reader(config, servers_dir)
     reader.read(config, 0)
     found: dict[str, Upstream] = {}
     for upstream in reader.upstreams:
         other = next((u.name for u in reader.upstreams if u is not upstream and u.file == upstream.file), "")
         found[upstream.name] = Upstream(upstream.name, upstream.file, upstream.hashes, upstream.outside, upstream.where, shared_with=other)
-    if not found:
-        name = reader.names[0] if reader.names else "NAME"
-        raise BalancerError(
-            f"{config}: no upstream includes a file of {servers_dir}; move the servers of `upstream {name}` to "
-            f"{servers_dir / name}.conf and put this line in their place: include {servers_dir / name}.conf;"
-        )
-    return Layout(found, reader.pid_file, tuple(reader.error_logs), tuple(_signature(path) for path in reader.read_paths))
+    unmoved = {upstream.name: upstream for upstream in reversed(reader.unmoved) if upstream.name not in found}
+    if not found and not unmoved:
+        raise BalancerError(f"{config} has no upstream with servers: is it the whole configuration of nginx (`config`)?")
+    return Layout(found, unmoved, reader.pid_file, tuple(reader.error_logs), tuple(_signature(path) for path in reader.read_paths))
 
 
 def is_current(layout: Layout) -> bool:
@@ -91,7 +98,7 @@ class _Reader:
         self.home = config.parent
         self.servers_dir = servers_dir
         self.upstreams: list[Upstream] = []
-        self.names: list[str] = []
+        self.unmoved: list[Upstream] = []
         self.pid_file: str | None = None
         self.error_logs: list[str] = []
         self.read_paths: list[str] = []
@@ -133,10 +140,12 @@ class _Reader:
             hashes = hashes or inner.name in HASHING
             if inner.name == "server" and inner.args:
                 outside.append(_outside(inner, where))
-        self.names.append(name)
-        if not ours:
-            return
         where = f"{path} line {statement.line}"
+        if not ours:
+            if outside and POOL_NAME.match(name):
+                file = self.servers_dir / f"{name}.conf"
+                self.unmoved.append(Upstream(name, file, hashes, tuple(outside), where, is_moved=False))
+            return
         if len(ours) > 1:
             raise BalancerError(f"{where}: upstream {name} includes {len(ours)} files of {self.servers_dir}; make it one")
         if not POOL_NAME.match(name):

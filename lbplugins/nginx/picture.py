@@ -31,18 +31,7 @@ class Pool:
 
 def picture(pool: Pool, generation: str, remark: str = "") -> dict[Ref, Seen]:
     """Every server of one upstream: those of the file, those that only nginx still runs, and the operator's own outside our file."""
-    seen: dict[Ref, Seen] = {}
-    for out in pool.upstream.outside:
-        seen[Ref(pool.upstream.name, out.name)] = Seen(
-            operator=Operator.MAINTENANCE if out.is_out else Operator.READY,
-            serving=not out.is_out,
-            address=out.address,
-            weight=out.weight,
-            grain_pct=100,
-            writable=f"{out.name} stands in {out.where}; move its line to {pool.upstream.file}",
-            settle_s=SETTLE_S,
-            generation=generation,
-        )
+    seen = outside(pool.upstream, generation)
     current = pool.include.servers if pool.include else ()
     running = {server.name: server for server in pool.running.servers} if pool.running else {}
     held, lines = _held(pool), Counter(server.name for server in current)
@@ -65,6 +54,24 @@ def picture(pool: Pool, generation: str, remark: str = "") -> dict[Ref, Seen]:
                 writable=pool.fault or f"{pool.upstream.file} no longer lists it, yet nginx still runs it until its next reload",
             )
     return seen
+
+
+def outside(upstream: Upstream, generation: str, remark: str = "") -> dict[Ref, Seen]:
+    """The operator's own servers outside our file: all there are of an upstream that is not moved."""
+    return {
+        Ref(upstream.name, out.name): Seen(
+            operator=Operator.MAINTENANCE if out.is_out else Operator.READY,
+            serving=not out.is_out,
+            address=out.address,
+            weight=out.weight,
+            grain_pct=100,
+            writable=f"{out.name} stands in {out.where}; move its line to {upstream.file}" if upstream.is_moved else upstream.to_do,
+            settle_s=SETTLE_S,
+            generation=generation,
+            remark=remark,
+        )
+        for out in upstream.outside
+    }
 
 
 def _seen(pool: Pool, server: Server, running: Server | None, generation: str, remark: str) -> Seen:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from lbplugins.api import Balancer, BalancerError
 from lbplugins.nginx import files, layout, process, rights
 from lbplugins.nginx.options import NginxOptions
-from lbplugins.nginx.picture import Pool
+from lbplugins.nginx.picture import Pool, outside
 from lbplugins.nginx.plan import Plan, bytes_of, in_order, pictured, text_of
 from lbplugins.nginx.servers import MAX_BYTES, Include, IncludeFault, parse, render
 from lbplugins.nginx.traffic import Feed
@@ -70,7 +70,7 @@ class Nginx(Balancer):
         return str(self._with.servers_dir / ".lb-sidecar.lock")
 
     async def observe(self, pools: frozenset[str], notes: Mapping[Ref, str]) -> Mapping[Ref, Seen]:
-        """The servers of these upstreams. `notes` are not needed: the marks in the file say what is ours, and survive us."""
+        """The servers of these upstreams, moved to our files or not. `notes` are not needed: the marks say what is ours, and survive us."""
         return await asyncio.to_thread(self._observe, pools)
 
     async def apply(self, changes: Sequence[Change]) -> Sequence[Refusal]:
@@ -161,6 +161,8 @@ class Nginx(Balancer):
         seen: dict[Ref, Seen] = {}
         for name in sorted(pools & found.upstreams.keys()):
             seen |= pictured(self._pool(found.upstreams[name], master), master)
+        for name in sorted(pools & found.unmoved.keys()):
+            seen |= outside(found.unmoved[name], master.generation)
         return seen
 
     def _pool(self, upstream: layout.Upstream, master: process.Master) -> Pool:

@@ -174,8 +174,9 @@ def _servers(servers: Iterable[Server]) -> Table:
     for server in listed[:SHOWN_SERVERS]:
         serving = {True: "yes", False: "no", None: "?"}[server.serving]
         remarks = "; ".join(filter(None, (f"not writable: {server.kept_off}" if server.kept_off else "writable", server.remark)))
-        address = str(server.address) if server.address is not None else "?"
-        cells = (server.service or "-", str(server.ref), address, server.axis, server.operator.value, serving, remarks)
+        address = str(server.address) if server.address is not None else "none"
+        operator = server.operator.value if server.address is not None else "-"  # a slot that stands for nobody is in nobody's maintenance
+        cells = (server.service or "-", str(server.ref), address, server.axis, operator, serving, remarks)
         table.add_row(*map(text, cells), style=WARN if server.kept_off else "")
     if len(listed) > SHOWN_SERVERS:
         table.add_row("…", text(f"{len(listed) - SHOWN_SERVERS} more; all of them with --json"))

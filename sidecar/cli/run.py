@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from sidecar.app import App, StartError
+from sidecar.cli import pools
 from sidecar.config.load import Loaded, find_config, load, unusable_here
 from sidecar.config.problems import ConfigError
 from sidecar.journal.intents import JournalError
@@ -57,10 +58,11 @@ async def _serve(loaded: Loaded, *, observe: bool) -> int:
         print(f"lb-sidecar: {error}", file=sys.stderr)
         return 2
     notify("READY=1")
-    watchdog = loop.create_task(_watchdog(orders.app))
+    beside = [loop.create_task(_watchdog(orders.app)), loop.create_task(pools.watch(orders.app))]
     await orders.stopping.wait()
     notify("STOPPING=1")
-    watchdog.cancel()
+    for task in beside:
+        task.cancel()
     await orders.app.stop()
     return 1 if orders.app.is_lost else 0
 

@@ -28,10 +28,11 @@ from pydantic import BaseModel
 from lbplugins.api import Balancer, BalancerError
 from lbplugins.values import Address, Change, Operator, Ref, Refusal, Seen
 from sidecar.balancers.host import Host
+from sidecar.cli import pools
 from sidecar.config import compose
 from sidecar.config.models import ANY, Config
 from sidecar.config.plugins import plugin_class
-from sidecar.config.problems import listed, one_line
+from sidecar.config.problems import one_line
 from sidecar.core.arithmetic import Arithmetic, arithmetic
 from sidecar.core.model import Learned, ServerRef, Target
 from sidecar.core.policy import Mode, Policy, ServicePolicy
@@ -384,7 +385,7 @@ class _Unopened(Balancer):
 async def _balancer(config: Config, name: str, own: Own, notes: Mapping[Ref, str]) -> Surveyed:
     options, make = config.balancers[name], plugin_class(config.balancers[name].plugin)
     quiet = _not_listening(options.options) if own.daemon else options.options
-    surveyed = Surveyed(name, options.plugin, _mode(config, name))
+    surveyed = Surveyed(name, options.plugin, pools.mode_of(config, name))
     lacking = await _rights(name, partial(make, quiet))
     host = Host(name, partial(make, quiet))
     try:
@@ -394,24 +395,15 @@ async def _balancer(config: Config, name: str, own: Own, notes: Mapping[Ref, str
         return replace(surveyed, fault=str(error), lacking=tuple(line for line in lacking if line not in str(error)))
     finally:
         await host.aclose()
-    seen, pools = found
-    is_filled = plugin_class(options.plugin).members is not Balancer.members
-    wanted = _pools(config, name) - (_filled(config, name) if is_filled else frozenset())
-    absent = tuple(_no_pool(name, pool, pools, is_filled=is_filled) for pool in sorted(wanted - {ref.pool for ref in seen}))
+    seen, there = found
+    absent = tuple(pools.absent(config, name, seen, there))
+    lacking += [line for line in pools.kept_off(config, name, seen) if not lacking]
     servers = tuple(_server(options.plugin, ref, each) for ref, each in sorted(seen.items()))
     advice = [*beside, *_grain(seen)]
     if own.daemon and quiet is not options.options:
         advice.append("a sidecar runs and listens for it, so a server that its agent-check moves is shown as somebody else's here")
     courses = {s.axis: _course(options.plugin, s.axis) for s in servers}
-    return replace(surveyed, lacking=tuple(lacking), absent=absent, advice=tuple(advice), servers=servers, courses=courses, pools=pools)
-
-
-def _mode(config: Config, name: str) -> Mode:
-    """act, if any service may act there."""
-    modes = [
-        service.mode for key, service in config.services.items() if any(ref.balancer == name for ref in compose.pools_of(key, service))
-    ]
-    return compose.stricter(config.mode, config.balancers[name].mode, Mode.ACT if Mode.ACT in modes else Mode.OBSERVE)
+    return replace(surveyed, lacking=tuple(lacking), absent=absent, advice=tuple(advice), servers=servers, courses=courses, pools=there)
 
 
 def _not_listening(options: BaseModel) -> BaseModel:
@@ -437,35 +429,15 @@ async def _look(
     host: Host, config: Config, name: str, notes: Mapping[Ref, str], *, waits: bool
 ) -> tuple[Mapping[Ref, Seen], frozenset[str]]:
     """The picture of our pools there, and all pools it can list. `waits`: once it has had time to ask us."""
-    pools = await host.pools(LOOK_WITHIN_S)
-    wanted = _pools(config, name)
+    listed = await host.pools(LOOK_WITHIN_S)
+    wanted = pools.wanted(config, name)
     if (template := config.services.get(ANY)) is not None and name in compose.any_balancers(template):
-        wanted |= pools
+        wanted |= listed
     seen = await host.observe(wanted, notes, LOOK_WITHIN_S)
     if waits:
         await asyncio.sleep(POLLED_WITHIN_S)
         seen = await host.observe(wanted, notes, LOOK_WITHIN_S)
-    return seen, pools
-
-
-def _pools(config: Config, name: str) -> frozenset[str]:
-    """The pools of this balancer that services name."""
-    refs = [ref for service, options in config.services.items() if service != ANY for ref in compose.pools_of(service, options)]
-    return frozenset(ref.pool for ref in refs if ref.balancer == name)
-
-
-def _filled(config: Config, name: str) -> frozenset[str]:
-    """The pools that discovery fills where the plugin lets it: they need not be there before."""
-    refs = [
-        ref for service, options in config.services.items() if options.instances is not None for ref in compose.pools_of(service, options)
-    ]
-    return frozenset(ref.pool for ref in refs if ref.balancer == name)
-
-
-def _no_pool(name: str, pool: str, pools: frozenset[str], *, is_filled: bool) -> str:
-    there = f"it has: {listed(sorted(pools), 8)}" if pools else "it lists none with servers"
-    cure = "correct `pool` of the service" + (", or give it `instances`, which then make the pool" if is_filled else "")
-    return f"{name} has no pool {pool!r} with servers; {there}: {cure}"
+    return seen, listed
 
 
 async def _lock(host: Host) -> list[str]:
@@ -491,7 +463,7 @@ def _grain(seen: Mapping[Ref, Seen]) -> list[str]:
     lines = []
     for pool in sorted({ref.pool for ref in seen}):
         servers = [each for ref, each in seen.items() if ref.pool == pool and each.writable is None]
-        coarse = [each for each in servers if each.grain_pct > 20]
+        coarse = [each for each in servers if each.grain_pct > 20 and each.address is not None]
         if not coarse:
             continue
         if all(each.weight <= 4 for each in coarse):

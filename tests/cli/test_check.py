@@ -224,6 +224,13 @@ def test_a_pool_that_is_not_there_is_told_with_those_that_are(home: Path) -> Non
     assert "edge has no pool 'cart' with servers; it has: shop" in shown.out
 
 
+def test_a_mistyped_pool_is_told_which_was_meant(home: Path) -> None:
+    shown = ran(written(home, services="services:\n  web: {balancer: edge, pool: shpo, probe: {http: /}}\n"))
+
+    assert shown.code == 1
+    assert "edge has no pool 'shpo' with servers; did you mean 'shop'? It has: shop: correct `pool` of the service" in shown.out
+
+
 def test_where_there_is_no_balancer_discovery_makes_the_pool(home: Path) -> None:
     found, missing = (
         "  shop: {balancer: lab, instances: ['127.0.0.1:81'], probe: {tcp: true}}\n",
@@ -486,6 +493,29 @@ def test_an_agent_check_that_asks_us_is_axis_a_and_needs_no_more_than_level_user
 
 
 @pytest.mark.real
+def test_servers_that_stand_for_nobody_are_in_nobodys_maintenance_and_a_pool_of_them_is_told(home: Path) -> None:
+    unix = f"    server u1 unix@{home}/x.sock\n    server u2 unix@{home}/y.sock\n"
+    template = "    server-template t 2 nowhere.invalid:80 resolvers none init-addr none\n"
+    box = Box(
+        "2.8",
+        f"resolvers none\n    nameserver a 127.0.0.1:{free_port()}\n"
+        f"backend sockets\n{unix}backend mixed\n    server s1 127.0.0.1:9001 weight 100\n{unix}{template}",
+    )
+    services = "services:\n  sockets: {balancer: edge, probe: {http: /}}\n  mixed: {balancer: edge, probe: {http: /}}\n"
+    try:
+        shown = ran(written(home, edge(box.socket), services))
+    finally:
+        box.close()
+
+    rows = {words[1]: words for line in shown.out.splitlines() if len(words := line.split()) > 3 and words[1].startswith("mixed/")}
+    assert rows["mixed/s1"][2:] == ["127.0.0.1:9001", "E", "ready", "yes", "writable"]
+    assert rows["mixed/u1"][2:6] == ["none", "E", "-", "yes"] and rows["mixed/t1"][2:6] == ["none", "E", "-", "no"]
+    assert "operator's maintenance" not in shown.out and "its name is not resolved now" in shown.out
+    assert "no address and port by which to judge it (a unix socket?)" in shown.out
+    assert "edge: no server of pool 'sockets' (u1, u2) has an address and port now" in shown.out and "1 thing to mend" in shown.out
+
+
+@pytest.mark.real
 def test_while_the_sidecar_runs_nothing_of_its_own_is_in_the_way() -> None:
     with lab("haproxy-2.8-agent", 3) as box:
         assert box.balancer is not None
@@ -531,6 +561,27 @@ def test_nginx_is_fine_for_its_own_user_and_its_reload_is_part_of_the_arithmetic
     assert "share its next reload" in shown.out
     assert data["services"]["shop"]["in_force"]["refused"]["most"] == data["services"]["shop"]["detect"]["refused"]["most"] + 2.0
     assert (tree(nginx.home), nginx.reloads()) == (before, reloads)
+
+
+@pytest.mark.real
+def test_an_upstream_that_is_not_moved_yet_is_looked_at_and_told_the_two_lines_to_do(home: Path) -> None:
+    (home / "nginx").mkdir()
+    box = NginxLab(home / "nginx", "1.22")
+    try:
+        box.configure(more="  upstream cart { server 127.0.0.1:9001; server 127.0.0.1:9002; }\n")
+        both = SHOP + "  cart: {balancer: edge, probe: {http: /}}\n"
+        acts, observes = ran(written(home, web(box), both)), ran(written(home, web(box), both, more="mode: observe\n"))
+    finally:
+        box.close()
+
+    file = box.servers_dir / "cart.conf"
+    cure = f"move the `server` lines of `upstream cart` ({box.config} line "
+    assert acts.code == 1 and "1 thing to mend" in acts.out, acts.out
+    assert f"lacking: edge: no server of pool 'cart' can be taken out: {cure}" in acts.out
+    assert f"to {file}; put in their place: include {file};" in acts.out
+    assert "correct `pool`" not in acts.out
+    assert observes.code == 0 and "lacking before it may act: edge: no server of pool 'cart'" in observes.out
+    assert "cart/127.0.0.1:9001" in observes.out and "0 of 2" in observes.out
 
 
 @needs_root

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lbplugins.haproxy import axis
@@ -16,6 +18,7 @@ from lbplugins.values import (
     NONE,
     OPERATOR,
     READY,
+    Address,
     Change,
     Counters,
     Operator,
@@ -29,7 +32,7 @@ REF = Ref("be", "s1")
 
 
 def server(**columns: object) -> Server:
-    return Server(REF, **{"uweight": 100, "iweight": 100, **columns})  # type: ignore[arg-type]
+    return Server(REF, **{"uweight": 100, "iweight": 100, "address": Address("10.0.0.1", 80), **columns})  # type: ignore[arg-type]
 
 
 AGENT_UP = server(agent=22, agent_status="L7OK", agent_health=1, agent_rise=1)
@@ -116,6 +119,11 @@ def test_reads_each_row_of_the_table(
         (server(agent=22, agent_status="INI"), None, Around(), "not run yet"),
         (server(agent=18), None, Around(asks_us=True), "`enable agent be/s1`"),
         (server(tracked="be/other"), None, Around(), "follows be/other"),
+        (server(op=0, admin=0x20, address=None), None, Around(), "its name is not resolved now (a free slot of `server-template`"),
+        (server(op=0, admin=0x21, address=None), None, Around(), "no address and port"),
+        (server(address=None), None, Around(), "no address and port by which to judge it"),
+        (server(agent=22, agent_status="L4CON", address=None), None, Around(), "no address and port"),
+        (replace(PUSHED_DOWN, address=None), None, Around(), None),
     ],
 )
 def test_writable_says_why_not(row: Server, past: Past | None, around: Around, says: str | None) -> None:

@@ -76,10 +76,21 @@ def test_a_changed_file_or_a_new_one_makes_the_layout_stale(home: Path) -> None:
     assert not is_current(layout)
 
 
-def test_a_configuration_without_our_include_is_told_the_line_to_add(home: Path) -> None:
-    (home / "nginx.conf").write_text("http { upstream shop { server a:1; } }\n")
+def test_an_upstream_without_our_include_is_known_and_told_the_two_lines_to_do(home: Path) -> None:
+    layout = scan(home / "nginx.conf", home / "sidecar.d")
 
-    with pytest.raises(BalancerError, match=r"put this line in their place: include .*/sidecar\.d/shop\.conf;"):
+    assert set(layout.unmoved) == {"untouched"}
+    untouched, file = layout.unmoved["untouched"], home / "sidecar.d" / "untouched.conf"
+    assert [out.address for out in untouched.outside] == [Address("10.0.0.8", 80)]
+    assert untouched.to_do == (
+        f"move the `server` lines of `upstream untouched` ({home}/conf.d/shop.conf line 6) to {file}; put in their place: include {file};"
+    )
+
+
+def test_a_configuration_without_any_upstream_is_told(home: Path) -> None:
+    (home / "nginx.conf").write_text("http { server { listen 80; } }\n")
+
+    with pytest.raises(BalancerError, match="has no upstream with servers"):
         scan(home / "nginx.conf", home / "sidecar.d")
 
 
