@@ -51,6 +51,14 @@ class Balancer(ABC):
         """A path beside the balancer's socket or files where the one-writer lock belongs, seen by every writer of it; None = no file."""
         return None
 
+    def places(self) -> frozenset[str]:
+        """All that these options have us write to, such as sockets and directories; no I/O. By default where `lock_path` is.
+
+        When a new configuration no longer names one of them, what is out there is given back first.
+        """
+        path = self.lock_path()
+        return frozenset() if path is None else frozenset({path})
+
     async def members(self, pools: Pools) -> None:
         """What discovery knows of each pool, for plugins whose pools we fill. Default: nothing to do."""
 

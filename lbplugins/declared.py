@@ -19,7 +19,7 @@ API_VERSIONS = frozenset({1})
 """The versions of the contract that this lb-sidecar speaks."""
 
 COROUTINES = ("open", "pools", "members", "observe", "apply", "aclose")
-PLAIN = ("lock_path", "traffic")
+PLAIN = ("lock_path", "places", "traffic")
 
 
 class _Watch(threading.local):

@@ -878,6 +878,10 @@ class BalancerConformance:
 
         assert one == other, f"lock_path() is beside what the balancer owns, the same for every writer of it: {one} and {other}"
         assert one is None or (isinstance(one, str) and one.startswith("/")), f"lock_path() is an absolute path or None, not {one!r}"
+        here, there = (plugin.places() for plugin in plugins)
+        assert here == there and all(isinstance(place, str) for place in here), (
+            f"places() names what these options have us write to, the same each time: {here} and {there}"
+        )
 
     def test_close_is_idempotent(self, lab: Lab) -> None:
         async def rule() -> None:

@@ -32,6 +32,7 @@ from sidecar.core.model import (
     Ejection,
     Event,
     Fact,
+    HoldName,
     Instance,
     Learned,
     Probed,
@@ -72,6 +73,8 @@ STOP_WITHIN_S = 3.0
 ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
 LOCK_PATH_WITHIN_S = 5.0
+KEEPING = frozenset({HoldName.BALANCER_LOST, HoldName.NOT_WRITABLE, HoldName.STANDBY, HoldName.UNSETTLED})
+"""Holds that say why what is out cannot be given back."""
 STRAYS_EVERY_S = 1.0
 STATE_EVERY_S = 1.0
 """How often to look whether the state folder is still there and ours."""
@@ -333,12 +336,14 @@ class App:
                 self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
                 return problems
             config = compose.observing(fresh.require()) if self.observe else fresh.require()
-            self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
-            await self._take(fresh, config, actor)
+            if problems := await self._let_go(self._expanded(config)):
+                self._tell("config", f"reload refused, the old configuration goes on: {problems[0]}" + _more(problems))
+                return problems
+            self._take(fresh, config, actor)
         return []
 
-    async def _take(self, fresh: Loaded, config: Config, actor: str) -> None:
-        await self._let_go(self._expanded(config))
+    def _take(self, fresh: Loaded, config: Config, actor: str) -> None:
+        self.engine.specs({**compose.probe_specs(self.config), **compose.probe_specs(config)})
         before, self.loaded, self.config = self.config, fresh, config
         for line in self.web.renew(config.api):
             log.warning("%s", line)
@@ -352,8 +357,11 @@ class App:
         self._expand()
         self._configure(f"reloaded by {actor}")
 
-    async def _let_go(self, config: Config) -> None:
-        """Give back what we have out in services that the new configuration takes out of our hands, while we still know how."""
+    async def _let_go(self, config: Config) -> list[str]:
+        """Give back what we have out in services that the new configuration takes out of our hands, while we still know how.
+
+        What could not be given back is named, and why: without its service nobody would bring it back any more.
+        """
         traits = {name: plugin_class(b.plugin).traits for name, b in config.balancers.items()}
         coming = compose.policy(config, traits)
         moved = await self._moved(config)
@@ -365,16 +373,20 @@ class App:
         deadline = clock.monotonic() + LET_GO_WITHIN_S
         while self._is_out(leaving) and clock.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for name in leaving:
-            if self._is_out([name]):
-                self._tell("config", f"{name}: what we have out could not be given back in time; see `lb-sidecar release`")
+        return [f"services.{name}: {self._why_out(name)}" for name in leaving if self._is_out([name])]
+
+    def _why_out(self, service: str) -> str:
+        why = {hold.why for hold in self.reconciler.holds if hold.service == service and hold.name in KEEPING}
+        because = f" ({'; '.join(sorted(why))})" if why else ""
+        return (
+            f"what we have out could not be given back within {LET_GO_WITHIN_S:g} s{because}, and would stay out; "
+            "reload again once it can, or restart, which takes the new file and keeps trying"
+        )
 
     async def _moved(self, config: Config) -> frozenset[str]:
-        """Balancers whose name will stand for another one: what is out on the old must not stay there without us."""
+        """Balancers whose name will stand for another one, or for less: what is out on the old must not stay there without us."""
         changed = [name for name in self.drivers if name in config.balancers and config.balancers[name] != self._options[name]]
-        return frozenset(
-            [name for name in changed if await _lock_of(name, self._options[name]) != await _lock_of(name, config.balancers[name])]
-        )
+        return frozenset([name for name in changed if await _is_left(name, self._options[name], config.balancers[name])])
 
     def _is_out(self, names: Sequence[str]) -> bool:
         services = [self.reconciler.world.services[n] for n in names if n in self.reconciler.world.services]
@@ -590,13 +602,17 @@ class _Nobody:
         raise AssertionError("nothing is asked before the engine is there")
 
 
-async def _lock_of(name: str, options: BalancerOptions) -> tuple[str, str | None]:
-    """Which balancer these options mean: its plugin, and where its one-writer lock is."""
+async def _is_left(name: str, old: BalancerOptions, new: BalancerOptions) -> bool:
+    """Does anything to which the old options lead lie beyond the new ones?"""
+    return old.plugin != new.plugin or not await _places_of(name, old) <= await _places_of(name, new)
+
+
+async def _places_of(name: str, options: BalancerOptions) -> frozenset[str]:
     host = Host(name, partial(plugin_class(options.plugin), options.options))
     try:
-        return options.plugin, await host.writer_lock(LOCK_PATH_WITHIN_S)
+        return await host.places(LOCK_PATH_WITHIN_S)
     except BalancerError:
-        return options.plugin, None
+        return frozenset()
     finally:
         await host.aclose()
 

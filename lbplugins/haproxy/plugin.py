@@ -91,6 +91,9 @@ class HAProxy(Balancer):
     def lock_path(self) -> str:
         return self._options.socket[0] + ".lb-sidecar.lock"
 
+    def places(self) -> frozenset[str]:
+        return frozenset(self._options.socket)
+
     async def observe(self, pools: frozenset[str], notes: Mapping[Ref, str]) -> Mapping[Ref, Seen]:
         picture = await self._look(pools, notes)
         if self._agent is not None:

@@ -108,6 +108,14 @@ class Host:
 
         return await self._call(ask, within_s, "asked for its lock", opened=False)
 
+    async def places(self, within_s: float) -> frozenset[str]:
+        """Where the plugin writes. The balancer need not be there for it."""
+
+        async def ask(plugin: Balancer) -> frozenset[str]:
+            return frozenset(map(str, plugin.places()))
+
+        return await self._call(ask, within_s, "asked where it writes", opened=False)
+
     def listen(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
         """Pass on real requests as they come, on the plugin's thread; nothing happens where there is no feed."""
         asyncio.run_coroutine_threadsafe(self._feed(deliver), self._loop)

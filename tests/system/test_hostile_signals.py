@@ -228,6 +228,45 @@ def test_what_is_out_is_given_back_when_its_service_is_removed() -> None:
         assert sidecar.ask("/api/v1/services/shop")[0] == 404
 
 
+def test_a_service_is_not_let_go_of_while_what_is_out_cannot_be_given_back() -> None:
+    with lab("haproxy-2.8-none") as box:
+        sidecar = with_one_out(box)
+        path = box.folder / "admin.sock"
+        other = f"  other: {{instances: ['127.0.0.1:{box.ports[1]}'], balancer: edge, pool: other, probe: {{http: /health}}}}\n"
+        path.rename(path.with_name("hidden.sock"))
+        sidecar.wait_event("balancer", "cannot be asked")
+
+        reloaded(sidecar, box.config(service=other))
+
+        (refused,) = sidecar.events("config")
+        assert "refused" in refused["sentence"] and "no socket at" in refused["sentence"] and "reload again" in refused["sentence"]
+        path.with_name("hidden.sock").rename(path)
+        box.instances.start(0)
+        box.wait_in(0)
+        reloaded(sidecar, box.config(service=other))
+        assert sidecar.ask("/api/v1/services/shop")[0] == 404
+
+
+def test_what_is_out_is_given_back_on_a_process_that_is_named_no_more() -> None:
+    with lab("haproxy-2.8-none") as box, lab("haproxy-2.8-none") as second:
+        shop = (
+            f"  shop: {{balancer: edge, probe: {{http: /health}}, instances: ['127.0.0.1:{box.ports[0]}', '127.0.0.1:{box.ports[1]}']}}\n"
+        )
+        sockets = [f"{each.folder}/admin.sock" for each in (second, box)]
+        for i, port in enumerate(box.ports):
+            second.haproxy(f"set server shop/s{i + 1} addr 127.0.0.1 port {port}")
+        sidecar = box.sidecar(f"balancers: {{edge: {{plugin: haproxy, socket: {sockets}}}}}\nservices:\n{shop}")
+        sidecar.start()
+        sidecar.wait_healthy(box.ports[:2])
+        box.kill(0)
+        until(lambda: box.rows()[0].op == second.rows()[0].op == 0, "it is out in both processes")
+
+        reloaded(sidecar, f"balancers: {{edge: {{plugin: haproxy, socket: [{sockets[0]}]}}}}\nservices:\n{shop}")
+
+        until(lambda: box.rows()[0].op == 2, "it is in where nobody writes any more")
+        until(lambda: second.rows()[0].op == 0, "it is out where we still write")
+
+
 def test_what_is_out_is_given_back_when_the_name_of_a_balancer_comes_to_mean_another() -> None:
     with lab("haproxy-2.8-none") as box, lab("haproxy-2.8-none") as second:
         sidecar = with_one_out(box)
