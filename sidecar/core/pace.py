@@ -15,12 +15,9 @@ from sidecar.core.world import World
 
 def asks(world: World, targets: Iterable[Target], now: float) -> tuple[Ask, ...]:
     """The next question for each of these targets that has none scheduled."""
-    due = []
-    for name in targets:
-        target = world.targets.get(name)
-        if target is not None and target.scheduled is None:
-            due.append(_next(world, target, now))
-    return tuple(due)
+    known = world.targets
+    due = [target for name in targets if (target := known.get(name)) is not None and target.scheduled is None]
+    return tuple([_next(world, target, now) for target in due])
 
 
 def at_once(world: World, name: Target, now: float, *, fresh: bool = False) -> Ask | None:
@@ -50,8 +47,9 @@ def _next(world: World, target: TargetState, now: float) -> Ask:
         return Ask(target.target, now + _share(target) * min(calm, pace.first_interval_s), patience)
     gap, second = calm, False
     for user in target.users:
-        if (state := world.state_of(user)) is None:
-            continue
+        service = world.services.get(user.service)
+        if service is None or not service.alert or (state := service.instances.get(user)) is None:
+            continue  # where nobody is anything but healthy, there is no hurry
         check = state.checks[target.target.spec]
         if state.ejection is not None or check.pending:
             gap = min(gap, _gap(state, check, calm, now, pace, world.policy.services[user.service].rules.rise))
@@ -59,8 +57,9 @@ def _next(world: World, target: TargetState, now: float) -> Ask:
     if gap == pace.pending_gap_s:
         return Ask(target.target, max(now, target.newest_ended + gap), patience, fresh=second)
     swing = 1.0 + pace.jitter * (2.0 * _share(target) - 1.0)
-    last = max(target.newest_started, now - gap)
-    return Ask(target.target, max(now, last + gap * swing), patience)
+    last = target.newest_started if target.newest_started > now - gap else now - gap
+    at = last + gap * swing
+    return Ask(target.target, at if at > now else now, patience)
 
 
 def _gap(state: InstanceState, check: Streak, calm: float, now: float, pace: Pace, rise: int) -> float:

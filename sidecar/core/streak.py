@@ -9,6 +9,7 @@ from sidecar.core.policy import Rules
 
 FAST = frozenset({Reason.REFUSED, Reason.RESET})
 """Reasons that need fewer repeats: somebody answered, and said no."""
+_FAIL, _UNKNOWN = Result.FAIL, Result.UNKNOWN
 
 
 @dataclass(slots=True)
@@ -48,15 +49,18 @@ class Streak:
 
 def step(streak: Streak, outcome: Outcome, rules: Rules) -> None:
     """Take one outcome in. Unknown ones, and those asked in another life, are evidence of nothing; the opposite result resets a run."""
-    if outcome.result is Result.UNKNOWN or outcome.started < streak.since:
+    if outcome.result is _UNKNOWN or outcome.started < streak.since:
         return
-    bad = outcome.result is Result.FAIL
+    bad = outcome.result is _FAIL
     streak.answers += 1
     streak.window.append((outcome.ended, bad))
-    del streak.window[: -rules.window]
+    if len(streak.window) > rules.window:
+        del streak.window[: -rules.window]
     if not bad:
         streak.good_run += 1
         streak.bad_run = streak.fast_run = 0
+        if streak.verdict_at is None:
+            return
         if streak.rule == "consecutive" or risen(streak, rules) or not _window_bad(streak, outcome.ended, rules):
             streak.verdict_at, streak.rule = None, ""
         return

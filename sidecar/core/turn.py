@@ -19,8 +19,9 @@ def turn(world: World, facts: Sequence[Fact], now: float) -> tuple[Decision | No
     touched: dict[str, None] = {}
     asked: list[Target] = []
     for fact in facts:
-        touched.update(dict.fromkeys(world.absorb(fact)))
-        if isinstance(fact, Probed):
+        for name in world.absorb(fact):
+            touched[name] = None
+        if type(fact) is Probed:
             asked.append(fact.outcome.target)
     decision = None
     if touched or world.commands or world.events:

@@ -38,6 +38,8 @@ from sidecar.core.policy import Guards, Policy
 
 SOON_S, LATER_S, CALM_S = 0.1, 1.0, 10.0
 """How long a service is left alone in which something is under way, in which somebody is out, in which all is well."""
+_OK, _FAIL, _UNKNOWN = Result.OK, Result.FAIL, Result.UNKNOWN
+"""An enum's member costs more to look up than all that most good answers lead to."""
 
 
 @dataclass(slots=True)
@@ -123,7 +125,8 @@ class World(Known):
         for ask in asks:
             if (target := self.targets.get(ask.target)) is not None:
                 target.scheduled, target.nudged = ask, False
-            self.unasked.pop(ask.target, None)
+            if self.unasked:
+                self.unasked.pop(ask.target, None)
 
     def _probed(self, outcome: Outcome) -> tuple[str, ...]:
         target = self.targets.get(outcome.target)
@@ -131,17 +134,18 @@ class World(Known):
             return ()
         target.scheduled = None
         target.count += 1
-        if outcome.result is not Result.UNKNOWN:
-            target.newest = outcome.result
+        result = outcome.result
+        if result is not _UNKNOWN:
+            target.newest = result
             target.newest_started, target.newest_ended = outcome.started, outcome.ended
-        if outcome.result is Result.FAIL:
-            target.bad_run += 1
-            target.failed_at = outcome.ended
-        elif outcome.result is Result.OK:
+        if result is _OK:
             if target.bad_run:
                 target.good_since, target.bad_run = outcome.started, 0
             _learn(target, outcome.ended - outcome.started)
-        eventful: list[str] = [name for name in target.references if self.services[name].alert]
+        elif result is _FAIL:
+            target.bad_run += 1
+            target.failed_at = outcome.ended
+        eventful = [name for name in target.references if self.services[name].alert] if target.references else []
         for instance in target.users:
             if self._is_news(instance, target, outcome):
                 eventful.append(instance.service)
@@ -149,19 +153,21 @@ class World(Known):
 
     def _is_news(self, instance: Instance, target: TargetState, outcome: Outcome) -> bool:
         """One user of the target is credited with its answer. Does anything follow from it?"""
-        service = self.services[instance.service]
+        name = instance.service
+        service, rules = self.services[name], self.policy.services[name].rules
         check = service.instances[instance].checks[outcome.target.spec]
-        rules = self.policy.services[instance.service].rules
-        before = (check.bad_run > 0, check.verdict_at, check.answers > 0)
+        was_bad, verdict_at, was_silent = check.bad_run > 0, check.verdict_at, not check.answers
         streaks.step(check, outcome, rules)
-        if outcome.result is Result.FAIL:
+        if outcome.result is _FAIL:
             service.alert = True
-        is_turn = before != (check.bad_run > 0, check.verdict_at, check.answers > 0) or check.good_run in (rules.rise, 2 * rules.rise)
-        return is_turn or service.cold or (service.alert and self._testifies(service, target, outcome))
+        if was_bad is not (check.bad_run > 0) or verdict_at != check.verdict_at or (was_silent and check.answers):
+            return True
+        run = check.good_run
+        return run == rules.rise or run == 2 * rules.rise or service.cold or (service.alert and self._testifies(service, target, outcome))
 
     def _testifies(self, service: ServiceState, target: TargetState, outcome: Outcome) -> bool:
         """Somebody waits for a witness and this one speaks, or one who has testified fails too."""
-        if outcome.result is Result.OK:
+        if outcome.result is _OK:
             return service.held_last.get(HoldName.NO_WITNESS) == service.decided_at
         return target.bad_run == 2  # what `decide` takes for a witness lost
 
@@ -289,12 +295,13 @@ class World(Known):
 
 
 def _learn(target: TargetState, seconds: float) -> None:
-    if len(target.recent) < GOOD_KEPT:
-        target.recent.append(seconds)
+    good, recent = target.good, target.recent
+    if len(recent) < GOOD_KEPT:
+        recent.append(seconds)
     else:
-        target.recent[target.good % GOOD_KEPT] = seconds
-    target.good += 1
-    if target.good <= GOOD_KEPT or target.good % 10 == 0 or seconds > target.slow_s:
+        recent[good % GOOD_KEPT] = seconds
+    target.good = good = good + 1
+    if good <= GOOD_KEPT or good % 10 == 0 or seconds > target.slow_s:
         ordered = sorted(target.recent)
         target.slow_s = ordered[-min(3, len(ordered))]
         middle = ordered[len(ordered) // 2]
