@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 from lbplugins.api import Balancer, BalancerError
 from lbplugins.values import Address, Change, Counters, Operator, Pools, Ref, Refusal, Seen, Serve, Setting, TrafficSample
@@ -17,6 +16,10 @@ T = TypeVar("T")
 CLOSE_S, JOIN_S = 1.5, 0.5
 """How long a plugin may take to let go, and its thread to end; what hangs longer is left behind."""
 FEED_AGAIN_S, FEED_AGAIN_MOST_S = 1.0, 30.0
+
+
+COUNT_MAX, TEXT_MAX, SETTLE_MAX_S = (1 << 63) - 1, 64 << 10, 3600.0
+"""What a balancer may say at most, in numbers, characters and seconds: more is a bug of its plugin."""
 
 
 class Room(Protocol):
@@ -46,8 +49,9 @@ class Thread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            while not self._is_closing:  # a plugin that stops its loop is put on it again
-                self.loop.run_forever()
+            while not self._is_closing:  # a plugin that stops its loop, or exits on it, is put on it again
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                    self.loop.run_forever()
         finally:
             left = asyncio.all_tasks(self.loop)
             for task in left:
@@ -75,14 +79,24 @@ class Host:
 
     async def observe(self, pools: frozenset[str], notes: Mapping[Ref, str], within_s: float) -> Mapping[Ref, Seen]:
         """The picture of these pools; BalancerError when the balancer cannot be asked in time."""
-        return self._sound(await self._call(lambda plugin: plugin.observe(pools, notes), within_s, "asked"))
+
+        async def ask(plugin: Balancer) -> Mapping[Ref, Seen]:
+            return self._sound(await plugin.observe(pools, notes))
+
+        return await self._call(ask, within_s, "asked")
 
     async def apply(self, changes: Sequence[Change], within_s: float) -> Sequence[Refusal]:
         """What was refused; BalancerError when the outcome is unknown."""
-        refused = await self._call(lambda plugin: plugin.apply(changes), within_s, "told")
-        if not isinstance(refused, Sequence) or not all(isinstance(r, Refusal) and isinstance(r.reason, str) for r in refused):
-            raise BalancerError(f"the plugin of {self.name} answered {refused!r:.100} to changes, where refusals were due")
-        return refused
+
+        async def tell(plugin: Balancer) -> Sequence[Refusal]:
+            answer = await plugin.apply(changes)
+            asked = {(change.ref, change.on) for change in changes}
+            refused = tuple(answer) if isinstance(answer, Sequence) else (None,)
+            if not all(_is_refusal(r) and (r.change.ref, r.change.on) in asked for r in refused):
+                raise BalancerError(f"the plugin of {self.name} answered {answer!r:.100} to changes, where refusals were due")
+            return refused
+
+        return await self._call(tell, within_s, "told")
 
     async def members(self, pools: Pools, within_s: float) -> None:
         """Tell the plugin what discovery knows."""
@@ -90,7 +104,11 @@ class Host:
 
     async def pools(self, within_s: float) -> frozenset[str]:
         """Names of all pools, where the plugin can list them."""
-        return await self._call(lambda plugin: plugin.pools(), within_s, "asked for its pools")
+
+        async def ask(plugin: Balancer) -> frozenset[str]:
+            return frozenset(map(str, await plugin.pools()))
+
+        return await self._call(ask, within_s, "asked for its pools")
 
     async def do(self, what: Callable[[Balancer], Coroutine[Any, Any, T]], within_s: float) -> T:
         """Anything a plugin offers beside the contract, such as adopting an edited file."""
@@ -154,7 +172,10 @@ class Host:
                     self.feed_fault, wait = "", FEED_AGAIN_S
                     deliver(batch)
                 return
-            except Exception as error:  # a stranger's code: its feed is lost, nothing else
+            except BaseException as error:  # a stranger's code: its feed is lost, nothing else
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
                 self.feed_fault = f"no real requests are heard of: {_words(error)}; tried again in {wait:.0f} s"
             await asyncio.sleep(wait)
             wait = min(wait * 2, FEED_AGAIN_MOST_S)
@@ -228,37 +249,61 @@ class Host:
             answer.set_exception(BalancerError(f"the plugin of {self.name} is closed"))
         return answer
 
-    def _sound(self, seen: Mapping[Ref, Seen]) -> Mapping[Ref, Seen]:
-        """The picture, if it is one: what goes into the core is what the contract says."""
-        if not isinstance(seen, Mapping):
-            raise BalancerError(f"the plugin of {self.name} answered {seen!r:.100}, which is no picture of servers")
+    def _sound(self, answer: Mapping[Ref, Seen]) -> Mapping[Ref, Seen]:
+        """The picture, if it is one: what goes into the core is what the contract says. Reading it may run the plugin's code."""
+        if not isinstance(answer, Mapping):
+            raise BalancerError(f"the plugin of {self.name} answered {answer!r:.100}, which is no picture of servers")
+        seen = dict(answer)
         for ref, one in seen.items():
-            if not (_is_ref(ref) and isinstance(one, Seen) and _is_seen(one)):
+            if not (_is_ref(ref) and type(one) is Seen and _is_seen(one)):
                 raise BalancerError(f"the plugin of {self.name} shows {ref!r:.100} as {one!r:.300}, which is not as the contract has it")
-        return dict(seen)
+        return seen
+
+
+def _is_refusal(one: object) -> TypeGuard[Refusal]:
+    return type(one) is Refusal and type(one.change) is Change and _is_text(one.reason)
 
 
 def _is_ref(ref: object) -> bool:
-    return isinstance(ref, Ref) and isinstance(ref.pool, str) and isinstance(ref.server, str)
+    return type(ref) is Ref and _is_text(ref.pool) and _is_text(ref.server)
 
 
 def _is_seen(one: Seen) -> bool:
-    """Is every field of the type that it says? A dataclass does not ask."""
-    address, settle_s = one.address, one.settle_s
+    """Is every field of the type and within the range that it says? A dataclass does not ask."""
     return (
-        isinstance(one.ours, Setting)
+        type(one.ours) is Setting
         and isinstance(one.ours.serve, Serve)
         and isinstance(one.operator, Operator)
         and isinstance(one.serving, bool | None)
-        and (address is None or (isinstance(address, Address) and isinstance(address.host, str) and isinstance(address.port, int)))
-        and all(isinstance(number, int) for number in (one.ours.weight_pct, one.weight, one.grain_pct))
-        and all(isinstance(text, str) for text in (one.note, one.generation, one.remark))
-        and isinstance(one.in_flight, int | None)
-        and isinstance(one.writable, str | None)
-        and isinstance(one.counters, Counters | None)
-        and isinstance(settle_s, int | float)
-        and math.isfinite(settle_s)
+        and (one.address is None or _is_address(one.address))
+        and all(_is_count(number, 1, 100) for number in (one.ours.weight_pct, one.grain_pct))
+        and _is_count(one.weight)
+        and (one.in_flight is None or _is_count(one.in_flight))
+        and all(_is_text(text) for text in (one.note, one.generation, one.remark))
+        and (one.writable is None or _is_text(one.writable))
+        and (one.counters is None or _are_counters(one.counters))
+        and isinstance(one.settle_s, int | float)
+        and 0 <= one.settle_s <= SETTLE_MAX_S
     )
+
+
+def _is_address(address: object) -> bool:
+    return type(address) is Address and _is_text(address.host) and address.host != "" and _is_count(address.port, 1, 65535)
+
+
+def _are_counters(counters: object) -> bool:
+    if type(counters) is not Counters:
+        return False
+    counts = (counters.requests, counters.connect_errors, counters.response_errors, counters.retries, counters.status_5xx)
+    return all(count is None or _is_count(count) for count in counts)
+
+
+def _is_count(number: object, least: int = 0, most: int = COUNT_MAX) -> bool:
+    return isinstance(number, int) and least <= number <= most
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and len(text) <= TEXT_MAX
 
 
 def _words(error: BaseException) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from lbplugins.api import Balancer, BalancerError
-from lbplugins.values import NONE, Address, Change, Ref, Refusal, Seen, Setting, TrafficSample
+from lbplugins.values import NONE, Address, Change, Counters, Ref, Refusal, Seen, Setting, TrafficSample
 from sidecar.balancers.driver import Driver
 from sidecar.balancers.host import Host
 from sidecar.core.model import Applied, Fact, Pictured
@@ -157,6 +157,16 @@ def _observing(answer: object) -> type[Balancer]:
         {REF: Seen(weight=float("nan"))},  # type: ignore[arg-type]
         {REF: Seen(operator="ready")},  # type: ignore[arg-type]
         {REF: Seen(settle_s=float("inf"))},
+        {REF: Seen(settle_s=-1.0)},
+        {REF: Seen(settle_s=float("nan"))},
+        {REF: Seen(address=Address("10.0.0.1", 65536))},
+        {REF: Seen(address=Address("", 80))},
+        {REF: Seen(weight=-1)},
+        {REF: Seen(grain_pct=0)},
+        {REF: Seen(Setting(weight_pct=101))},
+        {REF: Seen(in_flight=10**30)},
+        {REF: Seen(counters=Counters(requests="many"))},  # type: ignore[arg-type]
+        {REF: Seen(remark="x" * 1_000_000)},
         RuntimeError("a bug"),
         asyncio.CancelledError(),
         SystemExit(3),
@@ -171,6 +181,53 @@ async def test_what_is_no_picture_is_an_error_of_that_balancer_and_no_more(answe
         assert not any(isinstance(f, Pictured) and not f.error for f in lab.facts)
         lab.facts.clear()
         await lab.until_error("lab")
+
+
+async def test_a_picture_that_takes_its_time_to_read_holds_up_nobody(tmp_path: Path) -> None:
+    read_by: list[threading.Thread] = []
+
+    class Lazy(Mapping[Ref, Seen]):
+        def __getitem__(self, ref: Ref) -> Seen:
+            read_by.append(threading.current_thread())
+            return Seen()
+
+        def __iter__(self) -> Iterator[Ref]:
+            return iter((REF,))
+
+        def __len__(self) -> int:
+            return 1
+
+    async with Lab(_observing(Lazy()), tmp_path) as lab:
+        async with asyncio.timeout(LONG_S):
+            while not any(isinstance(f, Pictured) and f.servers == {REF: Seen()} for f in lab.facts):
+                await asyncio.sleep(0.01)
+
+    assert read_by and threading.main_thread() not in read_by
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+async def test_a_feed_or_a_task_that_exits_takes_nothing_with_it(error: BaseException) -> None:
+    class Exits(Plain):
+        async def open(self) -> None:
+            self.task = asyncio.create_task(self._leave())
+
+        async def _leave(self) -> None:
+            raise error
+
+        async def _feed(self) -> AsyncIterator[Sequence[TrafficSample]]:
+            raise error
+            yield ()
+
+        def traffic(self) -> AsyncIterator[Sequence[TrafficSample]]:
+            return self._feed()
+
+    async with HostOf(Exits) as host:
+        host.listen(lambda batch: None)
+        async with asyncio.timeout(LONG_S):
+            while "no real requests are heard of" not in host.feed_fault:
+                await asyncio.sleep(0.01)
+        for _ in range(3):
+            assert REF in await host.observe(POOLS, {}, LONG_S)
 
 
 async def test_an_answer_to_changes_that_is_none_means_unknown(tmp_path: Path) -> None:
