@@ -23,6 +23,7 @@ CEILING_S = 1e4
 """Longer is counted as this."""
 _SHIFT = 20.0
 """Octaves added so that every index is positive and `int` rounds down."""
+_PER_OCTAVE = float(1 << SCALE)
 _STEP = 32
 """Counters are added this many at a time, so that a spreading histogram does not move at each new value."""
 _LIMITS = {"H": 0xFFFF, "I": 0xFFFF_FFFF, "Q": 0xFFFF_FFFF_FFFF_FFFF}
@@ -90,6 +91,22 @@ class Histogram:
             self._min = seconds
         if seconds > self._max:
             self._max = seconds
+
+    def add_known(self, index: int, seconds: float) -> None:
+        """`add` at scale 6, for who has asked `index_of` already."""
+        at = index - self._low
+        try:
+            if at < 0 or not index:
+                raise IndexError
+            self._counts[at] += 1
+        except (IndexError, OverflowError):  # as in `add`
+            self.add(seconds)
+            return
+        self.count += 1
+        if seconds < self._min:
+            self._min = seconds
+        if seconds > self._max:
+            self._max = seconds if seconds < CEILING_S else CEILING_S
 
     def merge(self, other: Histogram) -> None:
         """Count everything that `other` counted, exactly; in any order and grouping the result is the same. ValueError: scales differ."""
@@ -244,7 +261,7 @@ def index_of(seconds: float) -> int:
     """The bucket of a duration at scale 6, clamped like `add`: 4 to 2130, so it fits 16 bits; 0 = the zero bucket."""
     if seconds < FLOOR_S:
         return 0
-    return int((log2(min(seconds, CEILING_S)) + _SHIFT) * (1 << SCALE))
+    return int((log2(seconds if seconds < CEILING_S else CEILING_S) + _SHIFT) * _PER_OCTAVE)
 
 
 def middle(index: int, scale: int = SCALE) -> float:

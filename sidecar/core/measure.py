@@ -8,16 +8,18 @@ from sidecar.core.model import Fact, Probed, Result
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
 
+_OK, _FAIL = Result.OK, Result.FAIL
+
 
 def measure(latencies: Latencies, world: World, facts: Iterable[Fact], now: float) -> None:
     """Good answers are timed, failures counted, unknown ones are nothing."""
     for fact in facts:
-        if not isinstance(fact, Probed):
+        if type(fact) is not Probed:
             continue
         outcome = fact.outcome
         target = world.targets.get(outcome.target)
         for instance in target.users if target is not None else ():
-            if outcome.result is Result.OK:
-                latencies.add(instance, "probe", outcome.seconds, now)
-            elif outcome.result is Result.FAIL:
+            if outcome.result is _OK:
+                latencies.add(instance, "probe", outcome.ended - outcome.started, now)
+            elif outcome.result is _FAIL:
                 latencies.fail(instance, "probe", now)

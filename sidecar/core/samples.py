@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from lbplugins.values import Operator
 from sidecar.core import guard
@@ -42,6 +42,9 @@ LOWEST, HIGHEST = -13, 4
 """Exponents of two of the lowest and highest bound of the published histograms: 0.12 ms to 16 s."""
 OPERATOR_VALUE = {Operator.READY: 0.0, Operator.DRAINING: 1.0, Operator.MAINTENANCE: 2.0}
 SERVING_VALUE = {Serving.NONE: 0.0, Serving.REDUCED: 0.5, Serving.FULL: 1.0}
+
+_OK = Result.OK
+_KINDS: Mapping[type, str] = {kind: kind.__name__.lower() for kind in get_args(Fact)}
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 K = TypeVar("K")
@@ -91,9 +94,11 @@ class SinkCount:
 class Tallies:
     """What is counted since the start. Owner: the loop that absorbs facts; changed by the `count…` methods only.
 
-    `latency`: good answers by (service, source). Counters of a thing that is gone stay until MAX_ROWS others have come.
+    `good`: good answers to probes; `probes`: the others, by service, address, result and reason. `latency`: good answers by
+    (service, source). Counters of a thing that is gone stay until MAX_ROWS others have come.
     """
 
+    good: dict[Instance, int] = field(default_factory=dict)
     probes: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
     traffic: dict[tuple[str, str], int] = field(default_factory=dict)
     latency: dict[tuple[str, Source], Histogram] = field(default_factory=dict)
@@ -108,15 +113,17 @@ class Tallies:
 
     def count(self, fact: Fact, world: World) -> None:
         """Count one fact, after `world` has absorbed it: that tells whose the target of a probe is."""
-        self._add(self.facts, type(fact).__name__.lower())
+        self._add(self.facts, _KINDS[type(fact)])
         match fact:
             case Probed(outcome):
                 target = world.targets.get(outcome.target)
-                reason = outcome.reason.value if outcome.reason else ""
                 for instance in target.users if target else ():
-                    self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
-                    if outcome.result is Result.OK:
+                    if outcome.result is _OK:
+                        self._add(self.good, instance)
                         self._time(instance.service, "probe", outcome.seconds)
+                    else:
+                        reason = outcome.reason.value if outcome.reason else ""
+                        self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
             case Pictured():
                 if fact.error:
                     self._add(self.picture_errors, fact.balancer)
@@ -144,10 +151,11 @@ class Tallies:
 
     def _time(self, service: str, source: Source, seconds: float) -> None:
         key = (service, source)
-        if key not in self.latency:
+        histogram = self.latency.get(key)
+        if histogram is None:
             self._make_room(self.latency)
-            self.latency[key] = Histogram()
-        self.latency[key].add(max(0.0, seconds))
+            histogram = self.latency[key] = Histogram()
+        histogram.add(seconds if seconds > 0.0 else 0.0)
 
     def _add(self, table: dict[K, int], key: K, by: int = 1) -> None:
         if key in table:
@@ -365,7 +373,10 @@ def _summary(of: str, window: Summary, totals: Totals, **labels: str) -> Sample:
 
 
 def _counted(tallies: Tallies) -> Iterator[Sample]:
-    for (service, address, result, reason), count in sorted(tallies.probes.items()):
+    probes = Counter(tallies.probes)
+    for instance, count in tallies.good.items():
+        probes[instance.service, str(instance.address), Result.OK.value, ""] += count
+    for (service, address, result, reason), count in sorted(probes.items()):
         yield _counter("probes", count, "Probes by their result.", service=service, address=address, result=result, reason=reason)
     for (service, result), count in sorted(tallies.traffic.items()):
         yield _counter("traffic_requests", count, "Real requests as the balancer saw them.", service=service, result=result)

@@ -94,8 +94,9 @@ class Latencies:
         """Count a good answer that took so long. ValueError for NaN."""
         if seconds != seconds:
             raise ValueError(f"the latency of {instance} is NaN")
+        index, second = index_of(seconds), int(now)
         for track in self._tracks(instance, source):
-            track.add(seconds, int(now))
+            track.add(index, seconds, second)
 
     def fail(self, instance: Instance, source: Source, now: float) -> None:
         """Count a failure; it has no latency."""
@@ -149,7 +150,7 @@ class Latencies:
 class _Track:
     """One row of samples; starts with `_Few` and goes over to `_Many` when they are no longer few."""
 
-    __slots__ = ("_few", "_store", "count", "failures", "seconds")
+    __slots__ = ("_few", "_look_at", "_store", "count", "failures", "seconds")
 
     def __init__(self, few: int) -> None:
         self._few = few
@@ -157,11 +158,16 @@ class _Track:
         self.count = 0
         self.failures = 0
         self.seconds = 0.0
+        self._look_at = 0
+        """At this count the samples may no longer be few."""
 
-    def add(self, seconds: float, second: int) -> None:
+    def add(self, index: int, seconds: float, second: int) -> None:
+        store = self._store
+        if second > store.second or self.count >= self._look_at:
+            store = self._at(second)
         self.count += 1
         self.seconds += seconds
-        self._at(second).add(seconds)
+        store.add(index, seconds)
 
     def fail(self, second: int) -> None:
         self.failures += 1
@@ -182,6 +188,7 @@ class _Track:
             store.trim()
             if len(store.samples) >= self._few:
                 self._store = store = _Many.of(store)
+        self._look_at = self.count + self._few - len(store.samples) if isinstance(store, _Few) else sys.maxsize
         return store
 
 
@@ -199,16 +206,22 @@ class _Few:
         self.samples = array("H")
         self.marks = array("Q", bytes(8 * sum(level.slots for level in LEVELS)))
 
-    def add(self, seconds: float) -> None:
-        self.samples.append(index_of(seconds))
+    def add(self, index: int, seconds: float) -> None:
+        self.samples.append(index)
 
     def fail(self) -> None:
         self.samples.append(_FAILURE)
 
     def roll(self, second: int) -> None:
-        place = self.dropped + len(self.samples)
-        for (width_s, slots), base in zip(LEVELS, _BASES, strict=True):
-            for slot in _passed(self.second // width_s, second // width_s, slots):
+        place, before = self.dropped + len(self.samples), self.second
+        for width_s, slots, base in _RINGS:
+            was, now = before // width_s, second // width_s
+            if was == now:
+                break  # nor has any longer one ended
+            if now == was + 1:
+                self.marks[base + now % slots] = place
+                continue
+            for slot in _passed(was, now, slots):
                 self.marks[base + slot % slots] = place
         if second // LEVELS[-1].width_s != self.second // LEVELS[-1].width_s:
             self.second = second
@@ -249,12 +262,14 @@ class _Few:
 class _Many:
     """For each level a ring of sub-windows that have ended, the first level's running one included; None = empty."""
 
-    __slots__ = ("failures", "rings", "second")
+    __slots__ = ("failures", "rings", "running", "second")
 
     def __init__(self, second: int) -> None:
         self.second = second
         self.rings: tuple[list[Histogram | None], ...] = tuple([None] * level.slots for level in LEVELS)
         self.failures = tuple(array("Q", bytes(8 * level.slots)) for level in LEVELS)
+        self.running: Histogram | None = None
+        """That of the running second."""
 
     @classmethod
     def of(cls, few: _Few) -> _Many:
@@ -264,14 +279,14 @@ class _Many:
             now = few.second // width_s
             for slot in range(max(0, now - slots + 1), now + (level == 0)):
                 many._set(level, slot, few.slot(level, slot))
+        many.running = many.rings[0][many.second % LEVELS[0].slots]
         return many
 
-    def add(self, seconds: float) -> None:
-        ring, at = self.rings[0], self.second % LEVELS[0].slots
-        histogram = ring[at]
+    def add(self, index: int, seconds: float) -> None:
+        histogram = self.running
         if histogram is None:
-            histogram = ring[at] = Histogram()
-        histogram.add(seconds)
+            histogram = self.running = self.rings[0][self.second % LEVELS[0].slots] = Histogram()
+        histogram.add_known(index, seconds)
 
     def fail(self) -> None:
         self.failures[0][self.second % LEVELS[0].slots] += 1
@@ -286,7 +301,7 @@ class _Many:
             for slot in _passed(self.second // width_s, second // width_s, slots):
                 ring[slot % slots] = None
                 failures[slot % slots] = 0
-        self.second = second
+        self.second, self.running = second, None
 
     def window(self, level: int) -> Summary:
         width_s, slots = LEVELS[level]
@@ -317,6 +332,7 @@ class _Many:
 _SOURCES: tuple[Source, ...] = ("probe", "traffic")
 _BASES = tuple(sum(level.slots for level in LEVELS[:at]) for at in range(len(LEVELS)))
 """Where each level's ring starts in `_Few.marks`."""
+_RINGS = tuple((level.width_s, level.slots, base) for level, base in zip(LEVELS, _BASES, strict=True))
 
 
 def _passed(old: int, new: int, slots: int) -> range:
