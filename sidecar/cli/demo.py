@@ -19,8 +19,10 @@ from rich.console import Console
 from lbplugins.values import Address
 from sidecar.app import App, StartError
 from sidecar.config.load import load
+from sidecar.core.arithmetic import Failure, arithmetic
 from sidecar.core.known import InstanceState
-from sidecar.core.model import Event
+from sidecar.core.model import Event, Learned, Target
+from sidecar.core.world import World
 from sidecar.demo import stage
 from sidecar.demo.stage import Balancer, Instances, StageError
 
@@ -31,7 +33,9 @@ HELP = """  [bold]kill N[/]   kill -9 instance N        [bold]start N[/]  start 
   [bold]hang N[/]   freeze it (SIGSTOP)       [bold]wake N[/]   let it go on
   [bold]fail N[/]   its /health answers 500   [bold]mend N[/]   … and 200 again
   [bold]status[/]   who is in rotation        [bold]quit[/]     end the demo
-  In the first seconds a hang takes about 4 s to be believed; after 30 good answers of each, a fraction of one."""
+  Each fault is answered with the time that it may take at most. At first a hang may take more than 4 s: how slow is too slow is only
+  known after 30 good answers of each, about 8 s after the start; from then on, half a second."""
+FAULTS = {"kill": Failure.REFUSED, "hang": Failure.TIMEOUT, "fail": Failure.WRONG}
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -71,12 +75,12 @@ async def _play(arguments: argparse.Namespace, console: Console, folder: Path) -
         raise
     traffic = Traffic(listen)
     try:
-        app = await _start_sidecar(arguments.listen, console, folder, balancer)
+        app, narrator = await _start_sidecar(arguments.listen, console, folder, balancer)
         traffic.start()
         try:
             if arguments.script:
                 return await _script(console, app, instances)
-            await _converse(console, app, instances, arguments.listen)
+            await _converse(console, app, instances, narrator)
             return 0
         finally:
             await app.stop()
@@ -97,7 +101,7 @@ def _start_balancer(kind: str, console: Console, folder: Path, ports: list[int],
     return start(binary, folder / "lb", ports, listen=listen)
 
 
-async def _start_sidecar(listen: str, console: Console, folder: Path, balancer: Balancer) -> App:
+async def _start_sidecar(listen: str, console: Console, folder: Path, balancer: Balancer) -> tuple[App, _Narrator]:
     config = folder / "lb-sidecar.yaml"
     config.write_text(f"""api: {{listen: "{listen}", socket: {folder}/api.sock}}
 state: {{dir: {folder}/state}}
@@ -110,27 +114,31 @@ services:
     loaded = load(config)
     for problem in loaded.errors:
         raise StageError(str(problem))
-    app = App(loaded)
-    app.listeners.append(_Narrator(console).tell)
+    app, narrator = App(loaded), _Narrator(console)
+    app.listeners.append(narrator.tell)
     console.print("starting the sidecar …")
     await app.start()
     console.print(f"[green]ready.[/] Page: [bold]http://{listen}/[/]   health: http://{listen}/health   configuration: {config}")
-    return app
+    return app, narrator
 
 
 class _Narrator:
-    """Prints what happens as it happens."""
+    """Prints what happens as it happens, and how long after the fault that caused it. `faults`: by port, the last order and its moment."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self.faults: dict[int, tuple[str, float]] = {}
 
     def tell(self, event: Event) -> None:
         if event.kind in COLOURS:
             colour = COLOURS[event.kind]
             self._console.print(f"  [{colour}]{time.strftime('%H:%M:%S')} {event.kind:9}[/] {event.sentence}", highlight=False)
+        if event.kind == "ejected" and event.instance is not None and event.instance.address.port in self.faults:
+            order, at = self.faults.pop(event.instance.address.port)
+            self._console.print(f"  [green]out {time.monotonic() - at:.2f} s after `{order}`[/]", highlight=False)
 
 
-async def _converse(console: Console, app: App, instances: Instances, listen: str) -> None:
+async def _converse(console: Console, app: App, instances: Instances, narrator: _Narrator) -> None:
     """Take orders from the terminal until it ends."""
     console.print("Try this: [bold]kill 1[/], watch it leave the balancer; [bold]start 1[/], watch it come back. Then:\n" + HELP)
     lines: asyncio.Queue[str] = asyncio.Queue()
@@ -139,7 +147,7 @@ async def _converse(console: Console, app: App, instances: Instances, listen: st
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lines.put_nowait, "quit")
     while (line := (await lines.get()).strip()) not in ("quit", "exit", "q"):
-        await asyncio.to_thread(_obey, line, console, app, instances)
+        await asyncio.to_thread(_obey, line, console, app, instances, narrator)
 
 
 def _read_lines(put: Callable[[str], object]) -> None:
@@ -148,7 +156,7 @@ def _read_lines(put: Callable[[str], object]) -> None:
     put("quit")
 
 
-def _obey(line: str, console: Console, app: App, instances: Instances) -> None:
+def _obey(line: str, console: Console, app: App, instances: Instances, narrator: _Narrator) -> None:
     verb, _, number = line.partition(" ")
     if not line:
         return
@@ -177,8 +185,30 @@ def _obey(line: str, console: Console, app: App, instances: Instances) -> None:
     if verb == "start" and instances.is_running(i):
         console.print(f"instance {i + 1} runs")
         return
-    console.print(f"  {time.strftime('%H:%M:%S')} {verb} {i + 1} (127.0.0.1:{instances.ports[i]})")
+    bound = f": {_bound(app, FAULTS[verb])}" if verb in FAULTS else ""
+    console.print(f"  {time.strftime('%H:%M:%S')} {verb} {i + 1} (127.0.0.1:{instances.ports[i]}){bound}")
+    if verb in FAULTS:
+        narrator.faults[instances.ports[i]] = (f"{verb} {i + 1}", time.monotonic())
     acts[verb](i)
+
+
+def _bound(app: App, failure: Failure) -> str:
+    """Within what time it must be out, by the arithmetic that `check` prints, from what is known of everybody now."""
+    world = app.reconciler.world
+    (service,) = world.policy.services.values()
+    costly = any(balancer.costly for balancer in world.policy.balancers.values())
+    rows = [[_learned(world, target) for target in state.targets] for state in _states(app)]
+    found = arithmetic(service, world.policy.pace, rows, costly=costly)
+    most = f"it is out within {found.in_force[failure].most:.1f} s"
+    if rows and found.known == found.instances:
+        return most
+    fewest = min((world.targets[target].good for state in _states(app) for target in state.targets), default=0)
+    return f"{most}; faster once {world.policy.pace.learn_good} good answers of each are in ({fewest} are)"
+
+
+def _learned(world: World, name: Target) -> Learned | None:
+    target = world.targets[name]
+    return Learned(target.good, target.median_s, target.slow_s) if target.good >= world.policy.pace.learn_good else None
 
 
 def _status(app: App) -> Iterator[str]:

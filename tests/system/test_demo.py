@@ -31,3 +31,36 @@ def test_the_demo_shows_a_fault_healed_and_leaves_nothing_behind(balancer: str) 
     left = subprocess.run(["pgrep", "-fa", f"{folder}|sidecar.demo.instance {instance}"], capture_output=True, text=True, check=False)
     assert not left.stdout, left.stdout
     assert not Path(folder).exists()
+
+
+def test_each_fault_is_answered_with_its_bound_and_then_with_the_time_it_took() -> None:
+    (port,) = free_ports(1)
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "-m", "sidecar", "demo", "--listen", f"127.0.0.1:{port}"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert demo.stdin is not None and demo.stdout is not None
+    shown: list[str] = []
+
+    def until_told(words: str) -> None:
+        for line in demo.stdout or ():
+            shown.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"it ended without {words!r}: {''.join(shown)}")
+
+    try:
+        until_told("ready.")
+        demo.stdin.write("kill 2\n")
+        demo.stdin.flush()
+        until_told("after `kill 2`")
+        demo.stdin.write("quit\n")
+        demo.stdin.close()
+        assert demo.wait(SHOWN_WITHIN_S) == 0
+    finally:
+        demo.kill()
+        demo.wait()
+
+    told = [r"kill 2 \(127\.0\.0\.1:\d+\): it is out within \d+\.\d s; faster once 30 good answers of each are in \(\d+ are\)"]
+    told += ["ejected ", r"out \d+\.\d\d s after `kill 2`"]
+    assert re.search(".*".join(told), "".join(shown), re.DOTALL), "".join(shown)
