@@ -104,10 +104,10 @@ def contestants() -> Iterator[Contestant]:
 
 
 def _launch(folder: Path, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """With no environment of ours, and its output in `log`."""
+    """With no environment of ours, its output in `log`, and a session of its own: Linux shares processors among those first."""
     env = {"PATH": os.environ.get("PATH", ""), "HOME": str(folder)}
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return subprocess.Popen(argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def _alone(job: Job, argv: Sequence[str]) -> Running:

@@ -142,4 +142,4 @@ class Rank:
 
     def _launch(self, i: int) -> None:
         argv = [sys.executable, "-m", "bench.faultlab.instance", *map(str, (self.ports[i], i + 1, self.service_ms, self.health_ms))]
-        self._processes[i] = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._processes[i] = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

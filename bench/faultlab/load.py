@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.daemon import NeverHappenedError
 from bench.faultlab.clockwork import Clockwork
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,7 @@ class Generator:
         self._clockwork = Clockwork()
         self._connections: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []
+        self._asking: dict[int, _Connection] = {}
         self._pending = 0
         self._oldest = 0
 
@@ -101,7 +103,7 @@ class Generator:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         error = sock.connect_ex(self._address)
-        connection = _Connection(sock, request)
+        connection = self._asking[request] = _Connection(sock, request)
         if error in (0, errno.EINPROGRESS):
             self._connections[sock.fileno()] = connection
             self._clockwork.poller.register(sock, select.EPOLLIN if error == 0 else select.EPOLLIN | select.EPOLLOUT)
@@ -114,6 +116,7 @@ class Generator:
 
     def _ask(self, connection: _Connection, request: int) -> None:
         connection.request, connection.got = request, b""
+        self._asking[request] = connection
         try:
             connection.sock.send(REQUEST)
         except OSError:
@@ -178,15 +181,16 @@ class Generator:
     def _end(self, request: int, status: int, instance: int, whole: bool) -> None:
         self._ended[request] = time.monotonic()
         self._status[request], self._instance[request], self._whole[request] = status, instance, whole
+        self._asking.pop(request, None)
         self._pending -= 1
 
     def _give_up(self, start: float, sent: int, now: float) -> None:
         """No answer after GIVE_UP_S is none; oldest first, each looked at once."""
         while self._oldest < sent and now - (start + self._oldest / self._rate) > GIVE_UP_S:
             if math.isnan(self._ended[self._oldest]):
-                for connection in [c for c in self._connections.values() if c.request == self._oldest]:
-                    connection.request = -1
-                    self._close(connection)
+                connection = self._asking[self._oldest]
+                connection.request = -1
+                self._close(connection)
                 self._end(self._oldest, 0, 0, False)
             self._oldest += 1
 
@@ -203,7 +207,7 @@ class Load:
     def __init__(self, port: int, rate: float, seconds: float, file: Path) -> None:
         self._file, self._seconds = file, seconds
         argv = [sys.executable, "-m", "bench.faultlab.load", str(port), str(rate), str(seconds), str(file)]
-        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         assert self._process.stdout is not None and self._process.stdin is not None, "asked for pipes"
         self._process.stdout.readline()
 
@@ -214,8 +218,11 @@ class Load:
         self._process.stdin.flush()
 
     def requests(self) -> list[Request]:
-        """All of them, in the order in which they were due; waits for the end."""
-        self._process.wait(self._seconds + GIVE_UP_S + DRAIN_S)
+        """All of them, in the order in which they were due; waits for the end. NeverHappenedError when it does not come."""
+        try:
+            self._process.wait(self._seconds + 2 * GIVE_UP_S + DRAIN_S)
+        except subprocess.TimeoutExpired as error:
+            raise NeverHappenedError(f"the generator of {self._seconds:.0f} s of load did not end: this machine is too busy") from error
         return read(self._file.read_text().splitlines())
 
     def stop(self) -> None:
