@@ -310,8 +310,7 @@ class App:
     async def _listen(self, host: Host, predecessor: asyncio.Event | None) -> None:
         if predecessor is not None:
             await predecessor.wait()
-        loop = asyncio.get_running_loop()
-        host.listen(lambda batch: loop.call_soon_threadsafe(self._heard, host.name, batch))
+        host.listen(partial(self._heard, host.name))
 
     def _drop_driver(self, name: str) -> asyncio.Event:
         """Set once it has let go of the balancer."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from math import isfinite
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 from lbplugins.api import Balancer, BalancerError
@@ -20,6 +22,10 @@ FEED_AGAIN_S, FEED_AGAIN_MOST_S = 1.0, 30.0
 
 COUNT_MAX, TEXT_MAX, SETTLE_MAX_S = (1 << 63) - 1, 64 << 10, 3600.0
 """What a balancer may say at most, in numbers, characters and seconds: more is a bug of its plugin."""
+
+
+FEED_WAITING, FEED_PAUSE_S = 8, 0.02
+"""Batches of real requests that may wait for our loop, and how long the feed rests when there are more."""
 
 
 class Room(Protocol):
@@ -135,8 +141,21 @@ class Host:
         return await self._call(ask, within_s, "asked where it writes", opened=False)
 
     def listen(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
-        """Pass on real requests as they come, on the plugin's thread; nothing happens where there is no feed."""
-        asyncio.run_coroutine_threadsafe(self._feed(deliver), self._loop)
+        """Pass on real requests as they come, on our loop; nothing happens where there is no feed. One that is too fast waits for us."""
+        ours = asyncio.get_running_loop()
+        waiting: deque[Sequence[TrafficSample]] = deque()
+
+        def hear() -> None:
+            deliver(waiting.popleft())
+
+        async def pass_on(batch: Sequence[TrafficSample]) -> None:
+            waiting.append(batch)
+            ours.call_soon_threadsafe(hear)
+            await asyncio.sleep(0)  # a feed that never waits would keep the plugin from all else
+            while len(waiting) >= FEED_WAITING:
+                await asyncio.sleep(FEED_PAUSE_S)
+
+        asyncio.run_coroutine_threadsafe(self._feed(pass_on), self._loop)
 
     async def aclose(self) -> None:
         """Close the plugin and end its thread; one that hangs is left behind. Safe twice."""
@@ -161,7 +180,7 @@ class Host:
             self._plugin = self._make()
         return self._plugin
 
-    async def _feed(self, deliver: Callable[[Sequence[TrafficSample]], object]) -> None:
+    async def _feed(self, pass_on: Callable[[Sequence[TrafficSample]], Awaitable[None]]) -> None:
         wait = FEED_AGAIN_S
         while True:
             try:
@@ -170,7 +189,7 @@ class Host:
                     return
                 async for batch in samples:
                     self.feed_fault, wait = "", FEED_AGAIN_S
-                    deliver(batch)
+                    await pass_on(tuple(sample for sample in batch if _is_sample(sample)))
                 return
             except BaseException as error:  # a stranger's code: its feed is lost, nothing else
                 task = asyncio.current_task()
@@ -262,6 +281,19 @@ class Host:
 
 def _is_refusal(one: object) -> TypeGuard[Refusal]:
     return type(one) is Refusal and type(one.change) is Change and _is_text(one.reason)
+
+
+def _is_sample(one: object) -> bool:
+    return (
+        type(one) is TrafficSample
+        and (_is_ref(one.where) or _is_address(one.where))
+        and _is_count(one.status, 0, 999)
+        and _is_count(one.retries)
+        and (one.seconds is None or (isinstance(one.seconds, int | float) and 0 <= one.seconds < float("inf")))
+        and isinstance(one.at, int | float)
+        and isfinite(one.at)
+        and _is_text(one.cut_by)
+    )
 
 
 def _is_ref(ref: object) -> bool:

@@ -313,6 +313,32 @@ async def test_a_feed_that_fails_is_told_and_tried_again(monkeypatch: pytest.Mon
     assert heard == [TrafficSample(REF, 200)] and host.feed_fault == ""
 
 
+async def test_a_feed_that_never_waits_holds_up_nobody_and_what_is_no_sample_is_not_heard() -> None:
+    heard = 0
+    odd = [None, 5, TrafficSample("x"), TrafficSample(REF, 200, float("nan")), TrafficSample(REF, 200, -1.0), TrafficSample(REF, at="x")]  # type: ignore[arg-type]
+
+    def hear(batch: Sequence[TrafficSample]) -> None:
+        nonlocal heard
+        assert batch == (TrafficSample(REF, 200, 0.1),)
+        heard += 1
+        time.sleep(0.001)
+
+    class Floods(Plain):
+        async def _feed(self) -> AsyncIterator[Sequence[TrafficSample]]:
+            while True:
+                yield [TrafficSample(REF, 200, 0.1), *odd]  # type: ignore[list-item]
+
+        def traffic(self) -> AsyncIterator[Sequence[TrafficSample]]:
+            return self._feed()
+
+    async with HostOf(Floods) as host:
+        host.listen(hear)
+        async with asyncio.timeout(LONG_S):
+            while heard < 100:
+                assert REF in await host.observe(POOLS, {}, LONG_S)
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1), asyncio.CancelledError()], ids=repr)
 async def test_an_error_while_closing_still_frees_the_lock_and_ends_the_thread(error: BaseException, tmp_path: Path) -> None:
     class Bad(Plain):
