@@ -67,8 +67,9 @@ def absent(config: Config, name: str, seen: Mapping[Ref, Seen], pools: frozenset
     for pool in sorted(due(config, name) - {ref.pool for ref in seen}):
         near = did_you_mean(pool, pools)
         yield f"{name} has no pool {pool!r} with servers{f'{near} {there[0].upper() + there[1:]}' if near else f'; {there}'}: {cure}"
+    by_pool = _by_pool(seen)
     for pool in sorted(wanted(config, name)):
-        mine = {ref.server: each for ref, each in seen.items() if ref.pool == pool}
+        mine = by_pool.get(pool, {})
         if mine and all(each.address is None for each in mine.values()):
             yield (
                 f"{name}: no server of pool {pool!r} ({listed(mine, 8)}) has an address and port now, so none can be asked or taken out: "
@@ -82,12 +83,21 @@ def kept_off(config: Config, name: str, seen: Mapping[Ref, Seen]) -> Iterator[st
     Where nothing acts on this balancer, of all its pools: so it would be. Else only of those that may be acted on.
     """
     observing = {ref.pool for key, each in config.services.items() if each.mode is Mode.OBSERVE for ref in compose.pools_of(key, each)}
+    by_pool = _by_pool(seen)
     for pool in sorted(wanted(config, name) - (observing if mode_of(config, name) is Mode.ACT else set())):
-        mine = [each for ref, each in seen.items() if ref.pool == pool and each.operator is Operator.READY and each.address is not None]
+        mine = [each for each in by_pool.get(pool, {}).values() if each.operator is Operator.READY and each.address is not None]
         if mine and all(each.writable is not None for each in mine):
             reasons = list(dict.fromkeys(each.writable or "" for each in mine))
             more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
             yield f"{name}: no server of pool {pool!r} can be taken out: {reasons[0]}{more}"
+
+
+def _by_pool(seen: Mapping[Ref, Seen]) -> dict[str, dict[str, Seen]]:
+    """Server by name, by pool."""
+    found: dict[str, dict[str, Seen]] = {}
+    for ref, each in seen.items():
+        found.setdefault(ref.pool, {})[ref.server] = each
+    return found
 
 
 async def watch(app: App) -> None:
@@ -115,7 +125,8 @@ async def _found(app: App, name: str) -> list[str]:
             pools = await driver.host.pools(PATIENCE_S)
         except BalancerError:
             return []
-    mine = {ref: each for ref, each in balancer.seen.items() if ref.pool in wanted(config, name)}
+    names = wanted(config, name)
+    mine = {ref: each for ref, each in balancer.seen.items() if ref.pool in names}
     return [*absent(config, name, mine, pools), *(kept_off(config, name, mine) if mode_of(config, name) is Mode.ACT else ())]
 
 
