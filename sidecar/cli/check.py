@@ -24,6 +24,11 @@ from sidecar.core.policy import Mode
 
 SHOWN_SERVERS = 60
 """Servers of one balancer shown to people; machines get all."""
+OWN_CHECK_LAST = (
+    "HAProxy's own check brings it back last: up to `rise` x `inter` of its server line after us, 2 x 2 s by HAProxy's defaults; "
+    "`inter 200ms` there makes it 0.4 s"
+)
+"""What `back` in the table of times leaves out."""
 BAD, WARN, GOOD = "red", "yellow", "green"
 _STYLE: Mapping[Severity, str] = {Severity.ERROR: BAD, Severity.CONTRADICTION: WARN, Severity.ADVICE: "dim"}
 _WORST_FIRST = (Severity.ERROR, Severity.CONTRADICTION, Severity.ADVICE)
@@ -158,6 +163,8 @@ def _show_balancer(balancer: Surveyed, out: Output) -> None:
         out.show(_servers(balancer.servers))
     for axis in sorted(balancer.courses.keys() & HAPROXY_LEVERS.keys()):
         _say(out, f"  axis {axis}: {HAPROXY_LEVERS[axis]}", "dim")
+    if "D" in balancer.courses:
+        _say(out, f"  axis D, {OWN_CHECK_LAST}", "dim")
     for axis, course in sorted(balancer.courses.items()):
         head = f"  axis {axis}, " if axis != "-" else "  "
         _say(out, f"{head}while we hold one out, these check it: {course.checked_by}", "dim")

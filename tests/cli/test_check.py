@@ -418,6 +418,7 @@ def test_each_server_of_haproxy_has_its_axis_and_what_follows_from_it(haproxy: B
     assert {(s["pool"], s["axis"]) for s in servers} == {("plain", "E"), ("checked", "D")}
     assert {s["axis"]: (s["checked_while_out_by"], s["returned_if_we_die_by"]) for s in servers} == {a: tuple(HAPROXY[a]) for a in "DE"}
     assert "axis D, while we hold one out, these check it: we alone; HAProxy's own check is off meanwhile" in shown.out
+    assert "axis D, HAProxy's own check brings it back last: up to `rise` x `inter`" in shown.out and "2 x 2 s" in shown.out
     assert "pool checked: weight 1 leaves no steps" in shown.out and "pool plain" not in shown.out
     assert set(tap.writes()) == {"set server"}, "which names no server and so changes nothing"
     assert [line.strip() for line in shown.out.splitlines() if line.startswith("  axis ") and ": " in line[:10]] == [
