@@ -7,7 +7,7 @@ from dataclasses import replace
 from lbplugins.values import Axis, Change, Operator, Serve
 from sidecar.core import membership
 from sidecar.core.known import BalancerState, InstanceState, Known, Refused, Word, strictest
-from sidecar.core.model import Act, Applied, Event, Hold, HoldName, Intent, Journaled, Strength
+from sidecar.core.model import Act, Applied, Event, Hold, HoldName, Intent, Journaled, ServerRef, Strength
 
 UNWRITTEN_KEPT = 1000
 """Intents that took effect while the disk was full, and are written down when it has room again."""
@@ -24,14 +24,24 @@ def journaled(world: Known, fact: Journaled) -> tuple[str, ...]:
             world.tell("self", fact.at, "sidecar", f"the intents journal cannot be written, nothing is ejected: {fact.error}")
         world.journal_fault = fact.error
         for intent in fact.intents:
-            if intent.act is not Act.EJECT:  # giving back and obeying need no permission from our disk
+            if _may_go_unwritten(intent):
                 take_intent(world, intent, fact.at)
                 world.unwritten.append(intent)
+            elif intent.act is Act.OVERRIDE:
+                why = f"{intent.why} of {intent.instance} is not done, since it could not be written down: {fact.error}"
+                world.tell("refused", fact.at, intent.by, why, intent.instance.service if intent.instance else "", intent.instance)
         del world.unwritten[:-UNWRITTEN_KEPT]
         return tuple(touched)
     for intent in fact.intents:
         take_intent(world, intent, fact.at)
     return tuple(touched) or tuple(world.services)
+
+
+def _may_go_unwritten(intent: Intent) -> bool:
+    """Giving back needs no permission from our disk; what takes out would have no owner after a crash."""
+    if intent.act is Act.OVERRIDE and intent.override is not None:
+        return intent.is_forced or (intent.override.until is not None and intent.override.until <= intent.at)
+    return intent.act not in (Act.EJECT, Act.CLAIM)
 
 
 def take_intent(world: Known, intent: Intent, at: float) -> None:
@@ -49,6 +59,10 @@ def take_intent(world: Known, intent: Intent, at: float) -> None:
     match intent.act:
         case Act.EJECT:
             _ejected(world, state, intent, at)
+        case Act.CLAIM if state.ejection is not None and intent.ejection is not None:
+            # where a hand has come back meanwhile, it is others' as before
+            left = {s for s in state.ejection.others if s in intent.ejection.others or _is_out_at(world, s)}
+            state.ejection = replace(state.ejection, others=tuple(s for s in state.ejection.others if s in left))
         case Act.RETURN if state.ejection is not None:
             state.ejection, state.new_life = replace(state.ejection, returning=True), False
             state.probation_at = state.returned_at = at
@@ -85,12 +99,11 @@ def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> N
     assert intent.ejection is not None, "an EJECT intent carries its ejection"
     if intent.ejection.enforced:
         world.adopted.pop(state.instance, None)  # this one is in force now
-    if state.ejection is None and intent.by.startswith("rule:"):
-        pictured = [(server, world.seen(server)) for server in state.servers]
-        state.others = frozenset(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
-    elif not intent.by.startswith("rule:"):
-        state.others = frozenset()  # adopted: from now on it is ours
-    state.ejection, state.repeat, state.probation_at = intent.ejection, intent.ejection.repeat, None
+    others = intent.ejection.others
+    if (state.ejection is None or not state.ejection.enforced) and intent.by.startswith("rule:"):
+        since = [server for server in state.servers if _is_out_at(world, server)]  # a hand may have come since it was decided
+        others = tuple(dict.fromkeys((*others, *since)))
+    state.ejection, state.repeat, state.probation_at = replace(intent.ejection, others=others), intent.ejection.repeat, None
     instance, enforced = state.instance, intent.ejection.enforced
     holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", instance, instance.service),)
     world.events.append(Event("ejected", at, intent.by, intent.why, instance.service, instance, intent.evidence, holds, enforced))
@@ -106,6 +119,10 @@ def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> N
         check.window.clear()
         if check.rule == "window":
             check.verdict_at, check.rule = None, ""
+
+
+def _is_out_at(world: Known, server: ServerRef) -> bool:
+    return (seen := world.seen(server)) is not None and seen.ours.serve is not Serve.FULL
 
 
 def _spend_flap(world: Known, state: InstanceState, at: float) -> None:

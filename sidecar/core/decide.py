@@ -140,6 +140,16 @@ class _Turn:
             elif withdrawn := self._withdrawn(state, ejection):
                 self._intend(Act.FORGET, "rule:withdrawn", withdrawn, state, ejection=ejection)
                 self._say("returned", "rule:withdrawn", f"{state.instance} is not taken out after all: {withdrawn}", state)
+            elif (left := self._others_left(ejection)) != ejection.others and not self._already(state):
+                why = "what a hand had out was forgotten there: from now on it is out by us alone"
+                self._intend(Act.CLAIM, "sidecar", why, state, ejection=replace(ejection, others=left))
+
+    def _others_left(self, ejection: Ejection) -> tuple[ServerRef, ...]:
+        """The servers that a hand still has out. Which they are is on disk before we write to one of them."""
+        if ejection.returning or not ejection.enforced or self.world.journal_fault:
+            return ejection.others
+        pictured = [(server, self.world.seen(server)) for server in ejection.others]
+        return tuple(server for server, seen in pictured if seen is None or seen.ours.serve is not Serve.FULL)
 
     def _nothing_left(self, state: InstanceState, ejection: Ejection) -> bool:
         """It is on its way back, or gone from all lists, and pictures of all its pools from after that show nothing of ours."""
@@ -154,7 +164,8 @@ class _Turn:
         return balancer is None or (not balancer.error and balancer.seen_at > since)
 
     def _is_undone(self, state: InstanceState) -> bool:
-        return all(self._is_undone_at(server) for server in state.servers if server not in state.others)
+        others = state.ejection.others if state.ejection is not None else ()
+        return all(self._is_undone_at(server) for server in state.servers if server not in others)
 
     def _is_undone_at(self, server: ServerRef) -> bool:
         """The last picture shows nothing of ours, and nothing of ours is on its way there."""
@@ -167,7 +178,7 @@ class _Turn:
         """Why an ejection that has reached no balancer yet is let go of: what it was decided on has changed since. "" = it stands."""
         if ejection.returning or not ejection.enforced or not ejection.rule.startswith("rule:"):
             return ""
-        for server in [s for s in state.servers if s not in state.others]:
+        for server in [s for s in state.servers if s not in ejection.others]:
             seen, sent = self.world.seen(server), self.world.balancers[server.balancer].sent.get(server.ref)
             if (seen is not None and seen.ours.serve is not Serve.FULL) or (sent is not None and _may_be_out(sent)):
                 return ""
@@ -219,11 +230,19 @@ class _Turn:
             seen_by,
             enforced,
             InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP,
+            others=self._out_by_others(state),
         )
         sentence = story.ejected(state, ejection, whole, policy)
         self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection, evidence=(evidence,))
         if not enforced:
             self.holds.append(Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name))
+
+    def _out_by_others(self, state: InstanceState) -> tuple[ServerRef, ...]:
+        """Its servers that are out on our axis already, before we have said anything."""
+        if state.ejection is not None and state.ejection.enforced:
+            return state.ejection.others
+        pictured = [(server, self.world.seen(server)) for server in state.servers]
+        return tuple(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
 
     def _ask_witnesses(self, state: InstanceState, check: Streak) -> None:
         """Ask up to three others the same question at once, those first that are not known to be bad."""
@@ -339,8 +358,13 @@ class _Turn:
                 self._intend(Act.HANDS_OFF, command.actor, command.reason or "made ready", state, until=hands_off)
             self._say("operator", command.actor, f"{state.instance} made ready by {command.actor}{until}{reason}", state)
             return
-        override = Override(state.instance, command.owner, command.state, command.actor, self.now, command.until, command.reason)
-        self._intend(Act.OVERRIDE, command.actor, command.reason or command.state.value, state, override=override)
+        earlier = [o for o in (state.overrides.get(command.owner), state.ended.get(command.owner)) if o is not None]
+        before = dict.fromkeys(word for o in earlier for word in (o.state, *o.before) if word is not command.state)
+        override = Override(
+            state.instance, command.owner, command.state, command.actor, self.now, command.until, command.reason, tuple(before)
+        )
+        why = command.reason or command.state.value
+        self._intend(Act.OVERRIDE, command.actor, why, state, override=override, is_forced=command.force)
         self._say("operator", command.actor, f"{state.instance} put in {command.state} by {command.actor}{until}{reason}", state)
 
     def _give_back(self, command: Commanded, hands_off_s: float = 0.0) -> None:
@@ -390,17 +414,21 @@ class _Turn:
                 if override.until is not None and self.now >= override.until:
                     self._end(override, state, "sidecar", "its time is over")
                     self._say("operator", "sidecar", f"{state.instance}: {override.state} of {override.owner} is over", state)
-            if state.ended and self._is_unsaid(state):
+            if state.ended and self._is_unsaid(state, state.ended_at):
                 for override in state.ended.values():
                     self._intend(Act.CLEAR, "sidecar", "no balancer shows it any more", state, override=override)
+            replaced = [] if self.world.journal_fault or self._already(state) else [o for o in state.overrides.values() if o.before]
+            for override in [o for o in replaced if self._is_unsaid(state, o.at)]:
+                why = "no balancer shows what it replaced any more"
+                self._intend(Act.OVERRIDE, "sidecar", why, state, override=replace(override, before=()), is_forced=True)
 
     def _end(self, override: Override, state: InstanceState, by: str, why: str) -> None:
         """Its time is over. It stays in the journal until no balancer shows it: a crash in between must not leave it there for ever."""
         self._intend(Act.OVERRIDE, by, why, state, override=replace(override, until=self.now))
 
-    def _is_unsaid(self, state: InstanceState) -> bool:
-        """No balancer shows a word of ours that nobody wants any more, and none is on its way."""
-        if not all(self._has_looked(owner, state.ended_at) for owner, _ in self.world.policy.services[state.instance.service].pools):
+    def _is_unsaid(self, state: InstanceState, since: float) -> bool:
+        """No balancer shows a word of ours that nobody has wanted since then, and none is on its way."""
+        if not all(self._has_looked(owner, since) for owner, _ in self.world.policy.services[state.instance.service].pools):
             return False
         for server in state.servers:
             balancer = self.world.balancers[server.balancer]
@@ -442,10 +470,11 @@ class _Turn:
         override: Override | None = None,
         until: float | None = None,
         evidence: tuple[Evidence, ...] = (),
+        is_forced: bool = False,
     ) -> None:
         pictured = [] if act is Act.FORGET else [(s, self.world.seen(s)) for s in state.servers]
         notes = tuple((server, seen.note) for server, seen in pictured if seen is not None and seen.note)
-        self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, until=until, notes=notes, evidence=evidence))
+        self.intents.append(Intent(act, self.now, by, why, state.instance, ejection, override, None, until, notes, evidence, is_forced))
 
     def _say(self, kind: str, by: str, sentence: str, state: InstanceState) -> None:
         self.events.append(Event(kind, self.now, by, sentence, state.instance.service, state.instance))

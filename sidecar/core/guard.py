@@ -422,12 +422,17 @@ def against_return(world: World, service: ServiceState, state: InstanceState, no
 
 
 def against_command(world: World, command: Commanded, now: float) -> Hold | None:
-    """The guard that an operator's drain or maintenance would break; `force` passes it."""
+    """The guard that an operator's drain or maintenance would break, or the disk that cannot keep it; `force` passes it."""
     if command.verb is not Verb.OVERRIDE or command.state is Operator.READY or command.instance is None or command.force:
         return None
     service = world.services.get(command.service)
     state = world.state_of(command.instance)
-    if service is None or state is None or state.operator is not Operator.READY:
+    if service is None or state is None:
+        return None
+    if world.journal_fault:
+        why = f"it could not be written down, so that after a crash nobody would bring it back: {world.journal_fault}"
+        return Hold(HoldName.JOURNAL, why, command.instance, service.name)
+    if state.operator is not Operator.READY:
         return None
     guards = world.policy.services[service.name].guards
     for group in groups(world, service):

@@ -69,7 +69,7 @@ class TargetState:
 class InstanceState:
     """One life of one instance.
 
-    `others`: its servers that others had out on our axis before we ejected it. `is_void`: the evidence had gone before the ejection was on
+    `is_void`: the evidence had gone before the ejection was on
     disk. `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
     kept until no balancer shows them. `unclaimed`: balancers which we have not
     looked at since our restart; what words of ours they show is ours still. `proposed`: those of our intents that are on their way to disk.
@@ -90,7 +90,6 @@ class InstanceState:
     flap_level: float = 0.0
     flap_at: float = 0.0
     hands_off_until: float = float("-inf")
-    others: frozenset[ServerRef] = frozenset()
     is_void: bool = False
     overruled: str = ""
     unsaid: str = ""
@@ -127,7 +126,8 @@ class Bucket:
 class ServiceState:
     """One service: its instances, its discovery, its budgets.
 
-    `alert`: not all of it is simply healthy. `decided_at`: the last decision; `look_at`: decide again then at the latest.
+    `fault_told`: what was told last of each source that fails, and when. `alert`: not all of it is simply healthy.
+    `decided_at`: the last decision; `look_at`: decide again then at the latest.
     """
 
     name: str
@@ -137,6 +137,7 @@ class ServiceState:
     last_good: dict[str, tuple[Instance, ...]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     fault_at: dict[str, float] = field(default_factory=dict)
+    fault_told: dict[str, tuple[str, float]] = field(default_factory=dict)
     hard_spent: Bucket = field(default_factory=Bucket)
     soft_spent: Bucket = field(default_factory=Bucket)
     unlisted: tuple[ServerRef, ...] = ()
@@ -236,7 +237,11 @@ class BalancerState:
 
 @dataclass(slots=True)
 class Known:
-    """All of it. `events`: news born while absorbing, handed out by the next decision. `unasked`: targets that nobody is about to ask."""
+    """All of it.
+
+    `left_unclaimed`: `unclaimed` of those that no source names any more, though an operator's word about them is in force.
+    `events`: news born while absorbing, handed out by the next decision. `unasked`: targets that nobody is about to ask.
+    """
 
     started_at: float = 0.0
     policy: Policy = field(default_factory=Policy)
@@ -250,6 +255,7 @@ class Known:
     adopted: dict[Instance, Ejection] = field(default_factory=dict)
     adopted_overrides: list[Override] = field(default_factory=list)
     adopted_hands_off: dict[Instance, float] = field(default_factory=dict)
+    left_unclaimed: dict[Instance, frozenset[str]] = field(default_factory=dict)
     learned: dict[Target, Learned] = field(default_factory=dict)
     commands: list[Commanded] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -292,15 +298,16 @@ class Known:
 
     def lapsed(self) -> list[Ejection]:
         """What an earlier life had in its journal and no balancer shows: all of them have been looked at, none has it out."""
-        return [ejection for instance, ejection in self.adopted.items() if self._is_nowhere_out(instance)]
+        return [ejection for ejection in self.adopted.values() if self._is_nowhere_out(ejection.instance, ejection.others)]
 
-    def _is_nowhere_out(self, instance: Instance) -> bool:
+    def _is_nowhere_out(self, instance: Instance, others: tuple[ServerRef, ...]) -> bool:
         policy = self.policy.services.get(instance.service)
         for owner, pool in policy.pools if policy is not None else ():
             balancer = self.balancers.get(owner)
             if balancer is None or balancer.error or balancer.seen_at == float("-inf"):
                 return False
-            if any(seen.ours != Setting() and is_at(seen, instance) for _, seen in balancer.of_pool(pool)):
+            seen_at = [seen for ref, seen in balancer.of_pool(pool) if ServerRef(owner, ref) not in others and is_at(seen, instance)]
+            if any(seen.ours != Setting() for seen in seen_at):
                 return False
         return policy is not None
 

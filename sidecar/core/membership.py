@@ -11,6 +11,9 @@ from sidecar.core.model import Discovered, Instance, PoolRef, ServerRef, Target
 from sidecar.core.policy import ProbePlan, ServicePolicy
 from sidecar.core.streak import Streak
 
+FAULT_TOLD_EVERY_S = 60.0
+"""A source that fails for another reason each time is news no more often."""
+
 
 def discovered(world: Known, fact: Discovered) -> tuple[str, ...]:
     service = world.services.get(fact.service)
@@ -44,6 +47,7 @@ def take_members(
         return
     if service.faults.pop(source, None) is not None:
         service.fault_at.pop(source, None)
+        service.fault_told.pop(source, None)
         world.tell("discovery", at, "sidecar", f"{service.name}: {source} is sound again with {len(new)} instances", service.name)
     service.last_good[source] = new
     for instance in new:
@@ -59,11 +63,12 @@ def take_members(
 
 
 def _discovery_fault(world: Known, service: ServiceState, source: str, why: str, at: float) -> None:
-    if service.faults.get(source) != why:
-        if source not in service.faults:
-            world.tell("discovery", at, "sidecar", f"{service.name}: {source} {why}", service.name)
-        service.faults[source] = why
-        service.fault_at.setdefault(source, at)
+    service.faults[source] = why
+    service.fault_at.setdefault(source, at)
+    told, told_at = service.fault_told.get(source, ("", float("-inf")))
+    if why != told and at - told_at >= FAULT_TOLD_EVERY_S:
+        service.fault_told[source] = why, at
+        world.tell("discovery", at, "sidecar", f"{service.name}: {source} {why}", service.name)
 
 
 def join(world: Known, service: ServiceState, instance: Instance, source: str, at: float) -> None:
@@ -76,8 +81,10 @@ def join(world: Known, service: ServiceState, instance: Instance, source: str, a
         state.hands_off_until = world.adopted_hands_off.pop(instance, float("-inf"))
         for override in [o for o in world.adopted_overrides if o.instance == instance]:
             state.say(override, at)
-            state.unclaimed = frozenset(owner for owner, _ in world.policy.services[service.name].pools)
+            owners = frozenset(owner for owner, _ in world.policy.services[service.name].pools)
+            state.unclaimed |= world.left_unclaimed.get(instance, owners)
             world.adopted_overrides.remove(override)
+        world.left_unclaimed.pop(instance, None)
         service.alert = True
         plan_checks(world, state)
     if source and source not in state.sources:
@@ -90,8 +97,12 @@ def sweep(world: Known, service: ServiceState) -> None:
         if state.ejection is not None and state.ejection.enforced:
             continue
         del service.instances[state.instance]
+        # an operator's word outlasts a slot that comes and goes
         if state.hands_off_until > float("-inf"):
-            world.adopted_hands_off[state.instance] = state.hands_off_until  # an operator's word outlasts a slot that comes and goes
+            world.adopted_hands_off[state.instance] = state.hands_off_until
+        if words := (*state.overrides.values(), *state.ended.values()):
+            world.adopted_overrides += words
+            world.left_unclaimed[state.instance] = state.unclaimed
         for target in state.targets:
             unuse(world, target, state.instance)
 

@@ -43,6 +43,8 @@ def pictured(world: Known, fact: Pictured) -> tuple[str, ...]:
             touched.update(balancer.users.get(ref.pool, ()))
     for state in [state for name in watched for state in world.services[name].instances.values() if state.unclaimed]:
         state.unclaimed -= {fact.balancer} if fact.at > state.since or state.servers else frozenset()
+    for instance, unclaimed in list(world.left_unclaimed.items()):
+        world.left_unclaimed[instance] = unclaimed - {fact.balancer}
     return tuple(n for n in names if n in touched or world.adopted or world.services[n].alert)
 
 
@@ -87,8 +89,6 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
     if sent is not None and seen.ours.serve is Serve.FULL:
         sent.stands = False
     _adopt(world, server, seen, instance_state, at)
-    if instance_state is not None and seen.ours.serve is Serve.FULL:
-        instance_state.others -= {server}
     if sent is None and instance_state is not None and seen.ours.serve is Serve.NONE and _is_out_by_us(instance_state):
         balancer.sent[ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)  # from an earlier life, or adopted
     by_us = _compare_said(world, balancer, ref, before, seen, instance_state, at)
@@ -137,7 +137,7 @@ def _adopt(world: Known, server: ServerRef, seen: Seen, state: InstanceState | N
         ejection = world.adopted.get(instance)
         if ejection is None or (server.balancer, server.ref.pool) not in policy.pools:
             continue
-        if seen.ours == Setting():
+        if seen.ours == Setting() or server in ejection.others:
             continue
         del world.adopted[instance]
         membership.join(world, world.services[name], instance, "", at)
@@ -179,7 +179,8 @@ def _compare_said(
         del balancer.said_pending[ref]  # something else is shown: it never will be
     if state is not None and balancer.name in state.unclaimed and ref not in balancer.said:
         has_drain = world.policy.balancers[balancer.name].drain
-        if seen.operator in {in_its_words(o.state, has_drain) for o in (*state.overrides.values(), *state.ended.values())}:
+        words = [word for o in (*state.overrides.values(), *state.ended.values()) for word in (o.state, *o.before)]
+        if seen.operator in {in_its_words(word, has_drain) for word in words}:
             balancer.said[ref] = seen.operator
     said = balancer.said.get(ref)
     if said is None or seen.operator is said:

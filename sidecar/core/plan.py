@@ -82,7 +82,7 @@ def _on_our_axis(
     balancer = world.balancers[server.balancer]
     seen = balancer.seen.get(server.ref)
     service = state.instance.service
-    if seen is None or server in state.others or state.proposed or state.overruled or state.new_life:
+    if seen is None or server in ejection.others or state.proposed or state.overruled or state.new_life:
         return None
     sent = balancer.sent.get(server.ref)
     want = Setting(Serve.FULL if ejection.returning or not is_at(seen, state.instance) else Serve.NONE)

@@ -412,7 +412,8 @@ class Chaos:
         if word in believed and word is not Operator.READY:
             server.operator_by = "maybe"  # the very word whose fate we have not been told
         has_drain = self.site.policy.balancers[side.name].drain
-        if not side.pictured and word in {in_its_words(o.state, has_drain) for o in self.site.words_of(server)}:
+        words = [said for o in self.site.words_of(server) for said in (o.state, *o.before)]
+        if not side.pictured and word in {in_its_words(said, has_drain) for said in words}:
             server.operator_by = "maybe"  # on disk it is ours, and nobody has looked since the restart
         if word is Operator.READY and server.ours_by == "us" and self.rng.random() < 0.3:
             server.ours, server.ours_by = Setting(), ""  # some balancers clear both
@@ -521,9 +522,10 @@ class Chaos:
         said = [server for _, server in site.words_on_disk()]
         for server in [server for side in site.sides.values() for server in side.servers.values()]:
             if server.operator_by == "us" and server not in said:
-                server.operator_by = "lost"
+                raise Violation("orphan", f"a word of ours at {server.address} is in no journal: {server.operator}")
+        others = site.others_on_disk()
         for server in [server for instance in site.force.ejections for _, server in site.servers_at(instance)]:
-            if server.ours_by == "hand":
+            if server.ours_by == "hand" and server not in others:
                 server.ours_by = "both"
 
     def _revive(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Seen, Serve, Setting, differences
+from sidecar.core.known import in_its_words
 from sidecar.core.model import (
     Act,
     Adopted,
@@ -326,10 +327,11 @@ class Site(Lab):
         """Servers that show on the operator's axis what an override in the journal would have made of them."""
         found = []
         for (instance, _), (_, stored) in self.force.overrides.items():
-            word = stored.intent.override.state if stored.intent.override is not None else Operator.READY
+            override = stored.intent.override
+            words = [override.state, *override.before] if override is not None else []
             for balancer, server in self.servers_at(instance):
                 has_drain = self.policy.balancers[balancer].drain
-                if server.operator is (word if has_drain or word is Operator.READY else Operator.MAINTENANCE):
+                if server.operator in {in_its_words(word, has_drain) for word in words}:
                     found.append((balancer, server))
         return found
 
@@ -337,6 +339,12 @@ class Site(Lab):
         """What the journal has said about the instance at this server, over or not."""
         stored = [entry[1].intent.override for entry in self.force.overrides.values()]
         return [word for word in stored if word is not None and word.instance.address == server.address]
+
+    def others_on_disk(self) -> list[Server]:
+        """Servers of which our journal knows that a hand has them out beside our ejection."""
+        ejections = [stored.intent.ejection for _, stored in self.force.ejections.values()]
+        refs = [server for ejection in ejections if ejection is not None for server in ejection.others]
+        return [server for balancer, ref in refs if (server := self.sides[balancer].servers.get(ref)) is not None]
 
     def servers_at(self, instance: Instance) -> list[tuple[str, Server]]:
         """The servers of one instance, each with its balancer's name."""

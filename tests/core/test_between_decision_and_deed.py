@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from lbplugins.values import Axis, Change, Operator, Ref, Serve, Setting
-from sidecar.core.model import Act, Applied, Commanded, Instance, Verb
+from sidecar.core.model import Act, Applied, Commanded, Discovered, Instance, Verb
 from sidecar.core.policy import Mode, Rules
 from tests.core.lab import Lab, good, policy, refused, status_500
 from tests.core.site import Layout, Server, Site, address, policy_for
@@ -530,3 +530,194 @@ def test_a_word_that_never_arrived_stands_in_nobodys_way_for_ever() -> None:
 
     assert (lab.told_to[-1].ref, lab.told_to[-1].want.serve) == (Ref("shop", "s2"), Serve.NONE)
     assert not lab.instance(1).ended, "and the journal need not keep the word"
+
+
+# ---- what must outlast our death ----
+
+
+def taken_out_on_web_by_hand_then_by_us_on_edge() -> Site:
+    site = warm(Layout(TWO))
+    web = server(site, 1, "web")
+    web.ours, web.ours_by = Setting(Serve.NONE), "hand"
+    site.run(2.0)
+    die(site, 1)
+    assert (out(site), out(site, "web")) == ([1], [1])
+    return site
+
+
+def restart(site: Site) -> None:
+    site.crash()
+    site.revive()
+    site.run(3.0)
+
+
+def test_what_a_hand_had_out_before_us_is_still_his_after_our_restart() -> None:
+    site = taken_out_on_web_by_hand_then_by_us_on_edge()
+    restart(site)
+
+    site.behave(address(1), "good")
+    site.run(5.0)
+
+    assert (out(site), out(site, "web")) == ([], [1])
+    assert not site.force.ejections
+
+
+def test_what_a_hand_had_out_and_the_balancer_forgot_is_out_by_us_and_returned_even_after_our_restart() -> None:
+    site = taken_out_on_web_by_hand_then_by_us_on_edge()
+    site.sides["web"].forget_all(operators_too=False)
+    site.run(3.0)
+    assert out(site, "web") == [1] and server(site, 1, "web").ours_by == "us"
+    restart(site)
+
+    site.behave(address(1), "good")
+    site.run(5.0)
+
+    assert (out(site), out(site, "web")) == ([], [])
+
+
+def test_an_ejection_of_which_only_anothers_act_is_left_after_our_restart_has_lapsed() -> None:
+    site = taken_out_on_web_by_hand_then_by_us_on_edge()
+    site.crash()
+    edge = server(site, 1)
+    edge.ours, edge.ours_by = Setting(), ""
+    site.behave(address(1), "good")
+    site.revive()
+    site.run(3.0)
+
+    assert out(site, "web") == [1] and not site.force.ejections
+
+
+def test_a_word_that_was_replaced_while_we_died_is_still_known_as_ours() -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    site.sides["edge"].apply_s = 5.0
+    command(site, Verb.OVERRIDE, 1, Operator.MAINTENANCE)
+    site.run(0.5)
+    site.crash()
+    site.sides["edge"].apply_s = 0.002
+    assert server(site, 1).operator is Operator.DRAINING
+
+    site.revive()
+    site.run(3.0)
+    assert server(site, 1).operator is Operator.MAINTENANCE
+    command(site, Verb.CLEAR, 1)
+    site.run(3.0)
+
+    assert server(site, 1).operator is Operator.READY
+
+
+def test_a_word_that_was_replaced_and_is_gone_is_anybodys_again() -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    command(site, Verb.OVERRIDE, 1, Operator.MAINTENANCE)
+    site.run(3.0)
+    mine = server(site, 1)
+    mine.operator, mine.operator_by = Operator.DRAINING, "hand"
+    site.run(2.0)
+
+    restart(site)
+
+    assert mine.operator is Operator.DRAINING, "an operator has said it himself since"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_drain_that_cannot_be_written_down_is_refused(known: bool) -> None:
+    site = warm()
+    site.disk_full = True
+    if known:
+        site.check_self()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(3.0)
+
+    assert server(site, 1).operator is Operator.READY
+    assert "could not be written down" in site.told("refused")[-1].sentence
+
+
+def test_a_drain_that_cannot_be_written_down_is_done_all_the_same_when_forced_and_written_down_later() -> None:
+    site = warm()
+    site.disk_full = True
+    site.check_self()
+    forced = Commanded(Verb.OVERRIDE, "operator:root", site.now, "shop", shop(1), "root", Operator.DRAINING, force=True)
+    site.feed(forced)
+    site.run(3.0)
+    assert server(site, 1).operator is Operator.DRAINING
+
+    site.disk_full = False
+    site.check_self()
+    site.run(1.0)
+
+    assert (shop(1), "root") in site.force.overrides
+
+
+def test_what_is_undone_needs_no_disk() -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    site.disk_full = True
+    site.check_self()
+
+    command(site, Verb.CLEAR, 1)
+    site.run(3.0)
+
+    assert server(site, 1).operator is Operator.READY
+
+
+def test_an_operators_word_is_not_taken_for_one_of_ours_that_was_never_sent() -> None:
+    site = warm()
+    site.sides["edge"].standby = "another writes"  # so that the driver drops what it is told
+    command(site, Verb.OVERRIDE, 1, Operator.MAINTENANCE)
+    site.run(0.3)
+    mine = server(site, 1)
+    mine.operator, mine.operator_by = Operator.MAINTENANCE, "hand"
+    site.sides["edge"].standby = ""
+    command(site, Verb.CLEAR, 1)
+    site.run(40.0)
+    assert not site.force.overrides
+
+    restart(site)
+
+    assert mine.operator is Operator.MAINTENANCE
+
+
+def test_a_source_that_fails_for_another_reason_is_told_again() -> None:
+    site = warm(Layout(ONE, {"shop": (1, 2, 3, 4)}))
+    for error in ("no such file", "no such file", "permission denied", "permission denied"):
+        site.feed(Discovered("shop", "static", site.now, error=error))
+        site.run(40.0)
+
+    assert [e.sentence for e in site.told("discovery")] == ["shop: static no such file", "shop: static permission denied"]
+
+
+def test_a_drain_outlasts_a_slot_that_comes_and_goes() -> None:
+    site = warm()
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    del site.sides["edge"].servers[REF]
+    site.run(2.0)
+    site.sides["edge"].servers[REF] = Server(address(1))
+    site.run(3.0)
+    assert server(site, 1).operator is Operator.DRAINING
+
+    command(site, Verb.CLEAR, 1)
+    site.run(3.0)
+
+    assert server(site, 1).operator is Operator.READY and not site.force.overrides
+
+
+def test_a_drain_outlasts_a_slot_that_goes_where_the_other_balancer_was_not_looked_at_since_our_restart() -> None:
+    site = warm(Layout(TWO))
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(2.0)
+    site.sides["web"].reachable = False
+    restart(site)
+    del site.sides["edge"].servers[REF]
+    site.run(2.0)
+    site.sides["web"].reachable = True
+    site.run(2.0)
+
+    command(site, Verb.CLEAR, 1)
+    site.run(3.0)
+
+    assert server(site, 1, "web").operator is Operator.READY

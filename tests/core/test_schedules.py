@@ -205,13 +205,8 @@ def decided_and_written_in_one_turn(patch: pytest.MonkeyPatch) -> None:
 def returned_at_the_first_chance_of_others(patch: pytest.MonkeyPatch) -> None:
     """What others had out before us is made ours, and given back."""
     patch.setattr(guard, "_out_by_others", lambda world, state: "")
-    right = acts._ejected
-
-    def ejected(world: Any, state: InstanceState, intent: Any, at: float) -> None:
-        right(world, state, intent, at)
-        state.others = frozenset()
-
-    patch.setattr(acts, "_ejected", ejected)
+    patch.setattr(decide._Turn, "_out_by_others", lambda self, state: ())
+    patch.setattr(acts, "_is_out_at", lambda world, server: False)
 
 
 def the_suspect_is_asked_no_more(patch: pytest.MonkeyPatch) -> None:
