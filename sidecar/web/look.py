@@ -132,10 +132,15 @@ def find(service: ServiceState, text: str) -> InstanceState:
     """The instance meant by address:port, server name, pool/server or a prefix that fits one alone; Unresolved otherwise."""
     answers = {i: _answers_to(s) for i, s in service.instances.items()}
     exact = [i for i, mine in answers.items() if text in mine]
-    found = exact or [i for i, mine in answers.items() if text and any(name.startswith(text) for name in mine)]
+    found = exact or [i for i, mine in answers.items() if text and any(begins(name, text) for name in mine)]
     if len(found) == 1:
         return service.instances[found[0]]
     raise Unresolved(text, service.name, _called(service, found or list(answers)), is_ambiguous=bool(found))
+
+
+def begins(name: str, text: str) -> bool:
+    """Is this a prefix of the name that ends no number halfway? Whoever says `s1` once that is gone must not hit `s10`."""
+    return name.startswith(text) and not (text[-1:].isdigit() and name[len(text) : len(text) + 1].isdigit())
 
 
 def _answers_to(state: InstanceState) -> set[str]:
@@ -148,4 +153,4 @@ def _called(service: ServiceState, found: list[Instance]) -> tuple[str, ...]:
     return tuple(f"{called[i]} ({identity(i)})" if called[i] != identity(i) else called[i] for i in found[:CANDIDATES])
 
 
-__all__ = ["Look", "Unresolved", "find", "identity", "names"]
+__all__ = ["Look", "Unresolved", "begins", "find", "identity", "names"]

@@ -33,6 +33,7 @@ def twelve() -> LabDesk:
         ("10.0.0.3", "10.0.0.3:80"),
         ("s12", "10.0.0.12:80"),
         ("s1", "10.0.0.1:80"),
+        ("10.0.0.1", "10.0.0.1:80"),
     ],
 )
 def test_an_instance_answers_to_its_names_and_to_a_prefix_of_its_own(text: str, address: str) -> None:
@@ -41,7 +42,18 @@ def test_an_instance_answers_to_its_names_and_to_a_prefix_of_its_own(text: str, 
     assert str(state.instance.address) == address
 
 
-@pytest.mark.parametrize(("text", "is_ambiguous"), [("s", True), ("10.0.0.1", True), ("t1", False), ("", False), ("s13", False)])
+@pytest.mark.parametrize("gone", ["s1", "10.0.0.1", "10.0.0.1:80", "shop/s1"])
+def test_who_has_gone_is_not_mistaken_for_one_whose_number_begins_alike(gone: str) -> None:
+    service = twelve().world.services["shop"]
+    service.instances = {i: state for i, state in service.instances.items() if str(i.address) == "10.0.0.12:80"}
+
+    with pytest.raises(Unresolved):
+        find(service, gone)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ambiguous"), [("s", True), ("10.0.0", True), ("t1", False), ("", False), ("s13", False), ("10.0.0.12:8", False)]
+)
 def test_what_fits_none_or_several_names_what_could_be_meant(text: str, is_ambiguous: bool) -> None:
     with pytest.raises(Unresolved) as caught:
         find(twelve().world.services["shop"], text)
