@@ -42,14 +42,16 @@ def read(path: Path, limit: int, *, follow: bool = True) -> Content:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise BalancerError(_why(error, path, "read")) from error
-    with open(descriptor, "rb") as file:
-        seen = os.fstat(file.fileno())
-        if not stat.S_ISREG(seen.st_mode):
+    try:
+        seen = os.fstat(descriptor)
+        if not stat.S_ISREG(seen.st_mode):  # asked before `open`, which would keep the descriptor of a directory
             raise BalancerError(f"{path} is not a regular file")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise BalancerError(_why(error, path, "read")) from error
+    except OSError as error:
+        raise BalancerError(_why(error, path, "read")) from error
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise BalancerError(f"{path} is larger than {limit} bytes")
     return Content(data, max(seen.st_mtime, seen.st_ctime))

@@ -114,6 +114,15 @@ def test_pipes_and_large_files_are_refused_without_waiting(tmp_path: Path, file:
         read(file, 10)
 
 
+def test_a_directory_in_the_place_of_a_file_is_told_and_costs_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(BalancerError, match="not a regular file"):
+            read(tmp_path, 1000)
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
 def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
     place = tmp_path / "d"
