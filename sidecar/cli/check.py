@@ -161,11 +161,11 @@ def _show_balancer(balancer: Surveyed, out: Output) -> None:
         _say(out, f"  lacking: {line}", BAD)
     if balancer.servers:
         out.show(_servers(balancer.servers))
-    for axis in sorted(balancer.courses.keys() & HAPROXY_LEVERS.keys()):
-        _say(out, f"  axis {axis}: {HAPROXY_LEVERS[axis]}", "dim")
-    if "D" in balancer.courses:
-        _say(out, f"  axis D, {OWN_CHECK_LAST}", "dim")
     for axis, course in sorted(balancer.courses.items()):
+        if axis in HAPROXY_LEVERS:
+            _say(out, f"  axis {axis}: {HAPROXY_LEVERS[axis]}", "dim")
+        if axis == "D":
+            _say(out, f"  axis D, {OWN_CHECK_LAST}", "dim")
         head = f"  axis {axis}, " if axis != "-" else "  "
         _say(out, f"{head}while we hold one out, these check it: {course.checked_by}", "dim")
         _say(out, f"{head}if we die meanwhile, this brings it back: {course.returned_by}", "dim")

@@ -35,6 +35,8 @@ HELP = """  [bold]kill N[/]   kill -9 instance N        [bold]start N[/]  start 
   [bold]status[/]   who is in rotation        [bold]quit[/]     end the demo
   Each fault is answered with the time that it may take at most. At first a hang may take more than 4 s: how slow is too slow is only
   known after 30 good answers of each, about 8 s after the start; from then on, half a second."""
+NO_MORE = ""
+"""Standard input has ended; a line has at least its end."""
 FAULTS = {"kill": Failure.REFUSED, "hang": Failure.TIMEOUT, "fail": Failure.WRONG}
 
 
@@ -80,8 +82,7 @@ async def _play(arguments: argparse.Namespace, console: Console, folder: Path) -
         try:
             if arguments.script:
                 return await _script(console, app, instances)
-            await _converse(console, app, instances, narrator)
-            return 0
+            return await _converse(console, app, instances, narrator)
         finally:
             await app.stop()
     finally:
@@ -138,22 +139,30 @@ class _Narrator:
             self._console.print(f"  [green]out {time.monotonic() - at:.2f} s after `{order}`[/]", highlight=False)
 
 
-async def _converse(console: Console, app: App, instances: Instances, narrator: _Narrator) -> None:
-    """Take orders from the terminal until it ends."""
+async def _converse(console: Console, app: App, instances: Instances, narrator: _Narrator) -> int:
+    """Take orders from the terminal until it ends; where there is none to give any, play the script. The exit code."""
     console.print("Try this: [bold]kill 1[/], watch it leave the balancer; [bold]start 1[/], watch it come back. Then:\n" + HELP)
     lines: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     threading.Thread(target=_read_lines, args=(lambda line: loop.call_soon_threadsafe(lines.put_nowait, line),), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lines.put_nowait, "quit")
-    while (line := (await lines.get()).strip()) not in ("quit", "exit", "q"):
-        await asyncio.to_thread(_obey, line, console, app, instances, narrator)
+    orders = 0
+    while (line := await lines.get()).strip() not in ("quit", "exit", "q"):
+        if line == NO_MORE:
+            if orders:
+                break
+            console.print("Nobody is there to give orders, so here is one fault, found and healed:")
+            return await _script(console, app, instances)
+        orders += 1
+        await asyncio.to_thread(_obey, line.strip(), console, app, instances, narrator)
+    return 0
 
 
 def _read_lines(put: Callable[[str], object]) -> None:
     for line in sys.stdin:
         put(line)
-    put("quit")
+    put(NO_MORE)
 
 
 def _obey(line: str, console: Console, app: App, instances: Instances, narrator: _Narrator) -> None:

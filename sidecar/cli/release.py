@@ -54,15 +54,23 @@ async def release(argument: Path | None, *, everything: bool, expired: bool, sta
         return 2
     except state_dir.StateDirError as error:
         return _say(str(error), 1)
-    if expired and (covered := await _covered(folder)):
-        return _say(covered, 0)
+    promised = await _promised(folder) if expired else lease.Lease(0.0, "")
+    now, boot_id = clock.boottime(), clock.boot_id()
+    unanswered = promised.unanswered(now, boot_id)
+    is_covered = expired and not promised.expired(now, boot_id)
+    if is_covered and not unanswered:
+        who = f"the lease of the sidecar (process {promised.pid})"
+        return _say(f"{who} still covers what is out, for {promised.until - now:.0f} s; `release --all` does not wait for its end", 0)
     held = lock.acquire(folder / "lock")
     if isinstance(held, lock.Busy) and everything:
         return await _ask_daemon(config, held.by)
     if isinstance(held, lock.Unusable):
         return _say(held.why, 1)
     try:
-        return await _give_back(config, folder, everything=everything, may_journal=isinstance(held, lock.Held))
+        may_journal = isinstance(held, lock.Held)
+        if is_covered:
+            return min(1, await _give_back_on_each(config, folder, unanswered, unanswered, may_journal=may_journal))
+        return await _give_back(config, folder, unanswered, everything=everything, may_journal=may_journal)
     except journal.JournalError as error:
         return _say(str(error), 1)
     finally:
@@ -81,17 +89,14 @@ def _folder(config: Config, named: Path | None) -> Path:
     return state_dir.resolve(named.absolute(), os.environ).path
 
 
-async def _covered(folder: Path) -> str:
-    """Why what is out is not to be given back yet; "" = it is. The end of a lease that ends soon is waited for."""
+async def _promised(folder: Path) -> lease.Lease:
+    """The lease. The end of one that ends soon is waited for."""
     file, boot_id = lease.LeaseFile(folder, clock.boot_id()), clock.boot_id()
     promised = file.read()
     if not promised.expired(clock.boottime(), boot_id) and promised.until - clock.boottime() < ENDS_SOON_S:
         await asyncio.sleep(promised.until - clock.boottime())
         promised = file.read()
-    if promised.expired(now := clock.boottime(), boot_id):
-        return ""
-    who = f"the lease of the sidecar (process {promised.pid})"
-    return f"{who} still covers what is out, for {promised.until - now:.0f} s; `release --all` does not wait for its end"
+    return promised
 
 
 async def _ask_daemon(config: Config, who: str) -> int:
@@ -108,17 +113,11 @@ async def _ask_daemon(config: Config, who: str) -> int:
     return _say(f"the sidecar that runs ({who}) gives everything back and is frozen: nothing goes out until `lb-sidecar unfreeze`", 0)
 
 
-async def _give_back(config: Config, folder: Path, *, everything: bool, may_journal: bool) -> int:
-    found = journal.read(folder)
-    adopted = fold(found.stored, clock.monotonic(), clock.boottime(), clock.boot_id(), clock.wall())
+async def _give_back(config: Config, folder: Path, unanswered: Set[str], *, everything: bool, may_journal: bool) -> int:
+    found, adopted = _in_force(folder)
     out = {ejection.instance for ejection in adopted.ejections}
-    failures = 0
-    for name in sorted(config.balancers):
-        ours = _ours(config, name, out, found.stored)
-        notes = {server.ref: note for server, note in (adopted.notes or {}).items() if server.balancer == name}
-        if ours:
-            failures += await _give_back_on(config, folder, name, ours, notes, is_alive=not may_journal)
-    known = {i for name in config.balancers for _, address in _ours(config, name, out, found.stored) for i in out if i.address == address}
+    failures = await _give_back_on_each(config, folder, config.balancers.keys(), unanswered, may_journal=may_journal)
+    known = {i for name in config.balancers for _, address in _ours(config, name, out, found) for i in out if i.address == address}
     for instance in sorted(out - known):
         print(f"{instance} is out by us, and no balancer of the configuration has it any more: look there", file=sys.stderr)
     if may_journal:
@@ -126,6 +125,27 @@ async def _give_back(config: Config, folder: Path, *, everything: bool, may_jour
     if not out:
         print("nothing of ours is out")
     return 1 if failures or out - known else 0
+
+
+def _in_force(folder: Path) -> tuple[Sequence[Stored], Adopted]:
+    stored = journal.read(folder).stored
+    return stored, fold(stored, clock.monotonic(), clock.boottime(), clock.boot_id(), clock.wall())
+
+
+async def _give_back_on_each(config: Config, folder: Path, names: Set[str], unanswered: Set[str], *, may_journal: bool) -> int:
+    """How many servers of these balancers could not be given back. `unanswered`: where our sidecar, if it lives, only stands by."""
+    stored, adopted = _in_force(folder)
+    out = {ejection.instance for ejection in adopted.ejections}
+    others = {server for ejection in adopted.ejections for server in ejection.others}
+    failures = 0
+    for name in sorted(names & config.balancers.keys()):
+        ours = _ours(config, name, out, stored)
+        notes = {server.ref: note for server, note in (adopted.notes or {}).items() if server.balancer == name}
+        theirs = {server.ref for server in others if server.balancer == name}
+        if ours:
+            is_alive = not may_journal and name not in unanswered
+            failures += await _give_back_on(config, folder, name, ours, notes, theirs, is_alive=is_alive)
+    return failures
 
 
 def _ours(config: Config, balancer: str, out: Set[Instance], stored: Sequence[Stored]) -> frozenset[tuple[str, Address]]:
@@ -137,9 +157,10 @@ def _ours(config: Config, balancer: str, out: Set[Instance], stored: Sequence[St
 
 
 async def _give_back_on(
-    config: Config, folder: Path, name: str, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str], *, is_alive: bool
+    config: Config, folder: Path, name: str, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str], theirs: Set[Ref], *, is_alive: bool
 ) -> int:
-    """How many servers of this balancer could not be given back. `ours`: pool and address of what we have out there.
+    """How many servers of this balancer could not be given back. `ours`: pool and address of what we have out there; `theirs`: those that
+    a hand had out before us.
 
     `is_alive`: our sidecar runs. If it writes, it is only the lease that it could not renew, and what is out is its business. If another
     sidecar writes, what the dead one has out is nobody's for it, and stays so.
@@ -153,7 +174,7 @@ async def _give_back_on(
         if isinstance(held, lock.Busy) and is_alive:
             print(f"balancer {name}: {held.by} writes to it and answers for what is out there", file=sys.stderr)
             return len(ours)
-        done, refused = await give_back(host, ours, notes, WITHIN_S)
+        done, refused = await give_back(host, ours, notes, WITHIN_S, theirs)
     except BalancerError as error:
         print(f"balancer {name}: {error}", file=sys.stderr)
         return len(ours)

@@ -16,12 +16,12 @@ SHOWN_WITHIN_S = 60
 """As promised for a machine on which everything is installed."""
 
 
-@pytest.mark.parametrize("balancer", ["haproxy", "nginx"])
-def test_the_demo_shows_a_fault_healed_and_leaves_nothing_behind(balancer: str) -> None:
+@pytest.mark.parametrize("words", [("--balancer", "haproxy"), ("--balancer", "nginx", "--script")], ids=["nobody there", "script"])
+def test_the_demo_shows_a_fault_healed_and_leaves_nothing_behind(words: tuple[str, ...]) -> None:
     (port,) = free_ports(1)
-    argv = [sys.executable, "-m", "sidecar", "demo", "--balancer", balancer, "--script", "--listen", f"127.0.0.1:{port}"]
+    argv = [sys.executable, "-m", "sidecar", "demo", *words, "--listen", f"127.0.0.1:{port}"]
 
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=SHOWN_WITHIN_S, check=False)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SHOWN_WITHIN_S, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     told = ["all 4 instances are healthy", "ejected", "out after", "returned", "back after"]
@@ -35,31 +35,17 @@ def test_the_demo_shows_a_fault_healed_and_leaves_nothing_behind(balancer: str) 
 
 def test_each_fault_is_answered_with_its_bound_and_then_with_the_time_it_took() -> None:
     (port,) = free_ports(1)
-    demo = subprocess.Popen(
-        [sys.executable, "-u", "-m", "sidecar", "demo", "--listen", f"127.0.0.1:{port}"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert demo.stdin is not None and demo.stdout is not None
+    argv = [sys.executable, "-u", "-m", "sidecar", "demo", "--listen", f"127.0.0.1:{port}"]
     shown: list[str] = []
-
-    def until_told(words: str) -> None:
-        for line in demo.stdout or ():
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as demo:
+        assert demo.stdin is not None and demo.stdout is not None
+        for line in demo.stdout:
             shown.append(line)
-            if words in line:
-                return
-        raise AssertionError(f"it ended without {words!r}: {''.join(shown)}")
-
-    try:
-        until_told("ready.")
-        demo.stdin.write("kill 2\n")
-        demo.stdin.flush()
-        until_told("after `kill 2`")
-        demo.stdin.write("quit\n")
-        demo.stdin.close()
-        assert demo.wait(SHOWN_WITHIN_S) == 0
-    finally:
-        demo.kill()
-        demo.wait()
+            if "ready." in line:
+                demo.stdin.write("kill 2\n")
+            elif "after `kill 2`" in line:
+                demo.stdin.write("quit\n")
+    assert demo.returncode == 0, "".join(shown)
 
     told = [r"kill 2 \(127\.0\.0\.1:\d+\): it is out within \d+\.\d s; faster once 30 good answers of each are in \(\d+ are\)"]
     told += ["ejected ", r"out \d+\.\d\d s after `kill 2`"]
