@@ -52,6 +52,19 @@ bench-sketch: $(STAMP)  ## what the percentiles cost, and how far off they are
 bench-core: $(STAMP) system-packages  ## what lies between an outcome and a decision, and from the tipping fact to HAProxy's socket
 	@$(BIN)/python -m bench.core
 
+.PHONY: bench-scrape
+bench-scrape: $(STAMP)  ## what a scrape of 500 services x 20 instances costs, and how late it makes the loop; about 5 minutes
+	@$(BIN)/python -m bench.scrape
+
+.PHONY: bench-faults bench-soak
+bench-faults: $(STAMP) system-packages  ## bad requests per fault, every balancer's own ways and ours: 40 minutes; QUICK=1 two minutes, FULL=1 everything, ONLY="…" RUNS=n
+	@$(BIN)/python -m bench.peers.install
+	@$(BIN)/python -m bench.faultlab $(if $(QUICK),--quick) $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) \
+		--json $(VENV)/bench-faults.json --svg $(VENV)/bench-faults.svg
+
+bench-soak: $(STAMP) system-packages  ## healthy instances and a starved sidecar: nobody may be ejected; 30 minutes, or MINUTES=n
+	@$(BIN)/python -m bench.faultlab.soak --minutes $(or $(MINUTES),30)
+
 .PHONY: chaos
 chaos: $(STAMP) system-packages  ## every row of the fault matrix on real processes; writes docs/faults.md; under 20 minutes
 	@$(BIN)/python -m tests.scenarios.chaos

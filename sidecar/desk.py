@@ -16,10 +16,10 @@ from sidecar.balancers.driver import Driver
 from sidecar.core import guard
 from sidecar.core.model import Commanded, Hold, Instance, Verb
 from sidecar.core.policy import Policy
-from sidecar.core.samples import Own, each_sample
+from sidecar.core.samples import Own, condensed
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
-from sidecar.publish.prometheus import chosen, rendered
+from sidecar.publish.prometheus import Writer, chosen
 from sidecar.reconcile import Reconciler
 from sidecar.store.decisions import Decisions
 from sidecar.web.desk import SelfHealth
@@ -49,6 +49,7 @@ class Desk:
 
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
+        self._scraped = Writer()
 
     @property
     def world(self) -> World:
@@ -93,8 +94,8 @@ class Desk:
     async def metrics(self, accept: str | None) -> tuple[bytes, str]:
         form = chosen(accept)
         own = self._sidecar.own()
-        found = each_sample(self.world, self.policy, self.latencies, self.now(), own)
-        return await rendered(found, form, own.tallies.latency), form.value
+        found = condensed(self.world, self.policy, self.latencies, self.now(), own)
+        return await self._scraped.page(found, form, own.tallies.latency), form.value
 
     async def command(self, command: Commanded) -> str | Hold:
         """Refused by a guard at once, or obeyed: the sentence comes when it is journaled."""

@@ -7,8 +7,9 @@ what an instance answers never becomes a label, and counted rows are bounded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 from lbplugins.values import Operator
@@ -26,11 +27,12 @@ from sidecar.core.model import (
     Pictured,
     Probed,
     Result,
+    ServerRef,
     Serving,
     Target,
 )
 from sidecar.core.policy import Mode, Policy, ServicePolicy
-from sidecar.core.window import NEEDED, Latencies, Source, Summary, Totals, WindowName
+from sidecar.core.window import Latencies, Quantiles, Source, WindowName
 from sidecar.core.world import World
 
 MAX_ROWS = 10_000
@@ -47,6 +49,7 @@ _OK = Result.OK
 _KINDS: Mapping[type, str] = {kind: kind.__name__.lower() for kind in get_args(Fact)}
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
+Labels = tuple[tuple[str, str], ...]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -60,24 +63,29 @@ class Distribution:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Quantiles:
-    """A summary: `values` (share, seconds), those that mean anything now; `total` and `count` of all good ones since the start."""
-
-    values: tuple[tuple[float, float], ...]
-    total: float
-    count: int
-
-
 class Sample(NamedTuple):
     """One number with its name. `unit` is "" or the last part of the name (before `_total`): seconds, bytes, ratio."""
 
     name: str
     kind: Kind
     value: float | Distribution | Quantiles
-    labels: tuple[tuple[str, str], ...]
+    labels: Labels
     unit: str
     help: str
+
+
+class Bundle(NamedTuple):
+    """All samples of one thing. `labels`: whose they are.
+
+    `standing`: as long as it is the same, so are all names and labels, and every number of the samples in `standing_samples`. `moving`: the
+    numbers of those in `moving_samples`, in their order; a summary's are its quantiles, sum and count.
+    """
+
+    labels: Labels
+    standing: tuple[object, ...]
+    moving: Sequence[float]
+    standing_samples: Callable[[], Iterator[Sample]]
+    moving_samples: Callable[[], Iterator[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +195,27 @@ class Own:
 
 
 def samples(world: World, policy: Policy, latencies: Latencies, now: float, own: Own) -> list[Sample]:
-    """All of them, those of one name beside one another."""
+    """All of them, those of one name beside one another, none of States."""
     return grouped(each_sample(world, policy, latencies, now, own))
 
 
 def each_sample(world: World, policy: Policy, latencies: Latencies, now: float, own: Own) -> Iterator[Sample]:
     """The same one by one, so that a loop with other duties may turn to them in between; the world may move meanwhile."""
+    return spread(condensed(world, policy, latencies, now, own))
+
+
+def spread(found: Iterable[Sample | Bundle]) -> Iterator[Sample]:
+    """Samples alone."""
+    for each in found:
+        if isinstance(each, Sample):
+            yield each
+        else:
+            yield from each.standing_samples()
+            yield from each.moving_samples()
+
+
+def condensed(world: World, policy: Policy, latencies: Latencies, now: float, own: Own) -> Iterator[Sample | Bundle]:
+    """The same with all of an instance in one: who writes them again and again need not write names and labels anew."""
     yield from _ourselves(world, policy, own, now)
     yield from _balancers(world, policy, own.tallies, now)
     for name, service in sorted(world.services.items()):
@@ -217,7 +240,7 @@ def serving(world: World, state: InstanceState) -> Serving:
         shown = any(world.balancers[name].seen_at > float("-inf") for name, _ in pools if name in world.balancers)
         return Serving.NONE if shown or not guard.serves(world, state) else Serving.FULL
     getting = [seen for seen in pictures if guard.is_in_rotation(seen)]
-    if not getting or not guard.serves(world, state):
+    if not getting or guard.is_out(state):
         return Serving.NONE
     whole = len(getting) == len(pictures) and all(seen.ours.weight_pct == 100 for seen in pictures)
     return Serving.FULL if whole else Serving.REDUCED
@@ -232,8 +255,8 @@ def whose(by: str) -> str:
 def distribution(histogram: Histogram) -> Distribution:
     """The histogram at powers of two: bounds that every native histogram has too, so that they merge without error."""
     by_octave = Counter[int]()
-    for index, count in histogram.downscale(0).buckets():
-        by_octave[index - 20 + 1] += count  # of scale 0 bucket i ends at 2 ** (i + 1 - 20)
+    for index, count in histogram.buckets():
+        by_octave[(index >> histogram.scale) - 20 + 1] += count  # of scale 0 bucket i ends at 2 ** (i + 1 - 20)
     below = histogram.zeros + sum(count for exponent, count in by_octave.items() if exponent < LOWEST)
     buckets = []
     for exponent in range(LOWEST, HIGHEST + 1):
@@ -295,7 +318,9 @@ def _balancers(world: World, policy: Policy, tallies: Tallies, now: float) -> It
 # ---- services and instances ----
 
 
-def _service(world: World, service: ServiceState, policy: ServicePolicy, latencies: Latencies, now: float, own: Own) -> Iterator[Sample]:
+def _service(
+    world: World, service: ServiceState, policy: ServicePolicy, latencies: Latencies, now: float, own: Own
+) -> Iterator[Sample | Bundle]:
     name = service.name
     whole = guard.groups(world, service)[0]
     yield _gauge("service_acting", policy.mode is Mode.ACT, "0 = observe: decided and told, never written.", service=name)
@@ -315,37 +340,57 @@ def _service(world: World, service: ServiceState, policy: ServicePolicy, latenci
             labels = (("service", name), ("source", source))
             text = "Response times of good answers since the start."
             yield Sample("lbsidecar_response_seconds", "histogram", distribution(histogram), labels, "seconds", text)
-        if (totals := latencies.totals(name, source)).count:
-            yield _summary("service", latencies.service(name, source, SHOWN_WINDOW, now), totals, service=name, source=source)
+        if (told := latencies.told(name, source, SHOWN_WINDOW, now)) is not None:
+            yield _summary("service", told, (("service", name), ("source", source)))
     for state in sorted(service.instances.values(), key=lambda each: str(each.instance)):
         if world.state_of(state.instance) is state:
-            yield from _instance(world, state, policy, latencies, now)
+            yield _instance(world, state, policy, latencies, now)
 
 
-def _instance(world: World, state: InstanceState, policy: ServicePolicy, latencies: Latencies, now: float) -> Iterator[Sample]:
-    who = {"service": state.instance.service, "address": str(state.instance.address)}
-    judged = guard.judge(state, policy)
+def _instance(world: World, state: InstanceState, policy: ServicePolicy, latencies: Latencies, now: float) -> Bundle:
+    who = (("service", state.instance.service), ("address", str(state.instance.address)))
+    shown = [(server, seen) for server in state.servers if (seen := world.seen(server)) is not None]
+    servers = tuple([(server, guard.is_in_rotation(seen)) for server, seen in shown])
+    busy = [(server, seen.in_flight) for server, seen in shown if seen.in_flight is not None]
+    age = probe_age_s(world, state.instance, policy, now)
+    summaries = [(s, told) for s in SOURCES if (told := latencies.told(state.instance, s, SHOWN_WINDOW, now)) is not None]
+    moving: list[float] = [] if age is None else [age]
+    moving += [number for _, number in busy]
+    for _, told in summaries:
+        moving += [seconds for _, seconds in told.values]
+        moving += (told.total, told.count)
+    judged = guard.judge(state, policy), state.operator, serving(world, state), servers
+    shape = len(busy), age is None, tuple([(source, len(told.values)) for source, told in summaries])
+    return Bundle(who, (judged, shape), moving, partial(_judged, who, *judged), partial(_measured, who, age, busy, summaries))
+
+
+def _judged(
+    who: Labels, judged: Judgement, operator: Operator, serves: Serving, servers: Sequence[tuple[ServerRef, bool]]
+) -> Iterator[Sample]:
     for judgement in Judgement:
         text = "1 for the judgement that the instance has now, 0 for the others."
-        yield _gauge("instance_judgement", judgement is judged, text, **who, judgement=judgement.value)
-    yield _gauge("instance_operator", OPERATOR_VALUE[state.operator], "The operator's word: 0 ready, 1 draining, 2 maintenance.", **who)
+        yield _gauge("instance_judgement", judgement is judged, text, "", (*who, ("judgement", judgement.value)))
+    yield _gauge("instance_operator", OPERATOR_VALUE[operator], "The operator's word: 0 ready, 1 draining, 2 maintenance.", "", who)
     text = "What the instance really gets of the traffic: 1 full, 0.5 reduced, 0 none."
-    yield _gauge("instance_serving_ratio", SERVING_VALUE[serving(world, state)], text, "ratio", **who)
-    age = probe_age_s(world, state.instance, policy, now)
+    yield _gauge("instance_serving_ratio", SERVING_VALUE[serves], text, "ratio", who)
+    for server, is_in in servers:
+        yield _gauge("server_in_rotation", is_in, "1 = the balancer sends new requests to this server.", "", _where(server, who))
+
+
+def _measured(
+    who: Labels, age: float | None, busy: Sequence[tuple[ServerRef, int]], summaries: Sequence[tuple[Source, Quantiles]]
+) -> Iterator[Sample]:
     if age is not None:
         text = "Time since the last answer to a probe; of several probe specs the oldest."
-        yield _gauge("instance_last_probe_age_seconds", age, text, "seconds", **who)
-    for server in state.servers:
-        seen = world.seen(server)
-        if seen is None:
-            continue
-        where = {"balancer": server.balancer, "pool": server.ref.pool, "server": server.ref.server, **who}
-        yield _gauge("server_in_rotation", guard.is_in_rotation(seen), "1 = the balancer sends new requests to this server.", **where)
-        if seen.in_flight is not None:
-            yield _gauge("server_in_flight", seen.in_flight, "Requests under way at this server.", **where)
-    for source in SOURCES:
-        if (totals := latencies.instance_totals(state.instance, source)).count:
-            yield _summary("instance", latencies.instance(state.instance, source, SHOWN_WINDOW, now), totals, **who, source=source)
+        yield _gauge("instance_last_probe_age_seconds", age, text, "seconds", who)
+    for server, number in busy:
+        yield _gauge("server_in_flight", number, "Requests under way at this server.", "", _where(server, who))
+    for source, found in summaries:
+        yield _summary("instance", found, (*who, ("source", source)))
+
+
+def _where(server: ServerRef, who: Labels) -> Labels:
+    return (("balancer", server.balancer), ("pool", server.ref.pool), ("server", server.ref.server), *who)
 
 
 def probe_age_s(world: World, instance: Instance, policy: ServicePolicy, now: float) -> float | None:
@@ -360,13 +405,10 @@ def probe_age_s(world: World, instance: Instance, policy: ServicePolicy, now: fl
     return max(ages, default=None)
 
 
-def _summary(of: str, window: Summary, totals: Totals, **labels: str) -> Sample:
+def _summary(of: str, value: Quantiles, labels: Labels) -> Sample:
     """Quantiles over the last minute, without those for which there are too few samples to mean anything."""
-    found = window.quantiles().items()
-    values = tuple((NEEDED[name][0], quantile.value) for name, quantile in found if quantile.value is not None)
     text = f"Response times of the {of}'s good answers: quantiles of the last minute, absent while there are too few; count and sum of all."
-    value = Quantiles(values, totals.seconds, totals.count)
-    return Sample(f"lbsidecar_{of}_latency_seconds", "summary", value, tuple(labels.items()), "seconds", text)
+    return Sample(f"lbsidecar_{of}_latency_seconds", "summary", value, labels, "seconds", text)
 
 
 # ---- counted since the start ----
@@ -392,8 +434,8 @@ def _counted(tallies: Tallies) -> Iterator[Sample]:
         yield _counter("facts", count, "Facts taken in, by their kind.", kind=fact)
 
 
-def _gauge(name: str, value: float, text: str, unit: str = "", /, **labels: str) -> Sample:
-    return Sample(f"lbsidecar_{name}", "gauge", float(value), tuple(labels.items()), unit, text)
+def _gauge(name: str, value: float, text: str, unit: str = "", labels: Labels | None = None, /, **more: str) -> Sample:
+    return Sample(f"lbsidecar_{name}", "gauge", float(value), labels or tuple(more.items()), unit, text)
 
 
 def _counter(name: str, value: float, text: str, unit: str = "", /, **labels: str) -> Sample:
@@ -401,6 +443,6 @@ def _counter(name: str, value: float, text: str, unit: str = "", /, **labels: st
 
 
 __all__ = [
-    "Distribution", "Own", "Quantiles", "Sample", "SinkCount", "Tallies", "distribution", "each_sample", "grouped", "probe_age_s",
-    "samples", "serving", "whose",
+    "Bundle", "Distribution", "Labels", "Own", "Quantiles", "Sample", "SinkCount", "Tallies", "condensed", "distribution", "each_sample",
+    "grouped", "probe_age_s", "samples", "serving", "spread", "whose",
 ]  # fmt: skip

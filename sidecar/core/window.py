@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import sys
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from sidecar.core.histogram import Histogram, index_of
+from sidecar.core.histogram import Histogram, index_of, middle
 from sidecar.core.model import Instance
 
 Source = Literal["probe", "traffic"]
@@ -38,6 +40,17 @@ class Quantile(NamedTuple):
     value: float | None
     samples: int
     needed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """What is published of a track. `values`: (share, seconds) of the quantiles of a window that mean anything; of all good samples since
+    the start the sum, in seconds, and how many.
+    """
+
+    values: tuple[tuple[float, float], ...]
+    total: float
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,11 @@ class Latencies:
         """One instance; empty if nothing is known."""
         return _summary(self._instances.get((instance, source)), window, now)
 
+    def told(self, of: Instance | str, source: Source, window: WindowName, now: float) -> Quantiles | None:
+        """What is published of an instance or a whole service; None while it has given no good answer. Cheaper than a summary."""
+        track = self._services.get((of, source)) if isinstance(of, str) else self._instances.get((of, source))
+        return None if track is None or not track.count else Quantiles(track.shown(WINDOWS[window], int(now)), track.seconds, track.count)
+
     def totals(self, service: str, source: Source) -> Totals:
         """What a service's counters say since the start."""
         return _totals(self._services.get((service, source)))
@@ -176,6 +194,12 @@ class _Track:
     def window(self, level: int, second: int) -> Summary:
         return self._at(second).window(level)
 
+    def shown(self, level: int, second: int) -> tuple[tuple[float, float], ...]:
+        store = self._at(second)
+        if isinstance(store, _Few):
+            return store.shown(level)
+        return tuple((NEEDED[name][0], each.value) for name, each in store.window(level).quantiles().items() if each.value is not None)
+
     @property
     def size_bytes(self) -> int:
         return sys.getsizeof(self) + self._store.size_bytes
@@ -237,6 +261,14 @@ class _Few:
     def window(self, level: int) -> Summary:
         width_s, slots = LEVELS[level]
         return self._summary(self._start(level, self.second // width_s - slots + 1), None)
+
+    def shown(self, level: int) -> tuple[tuple[float, float], ...]:
+        """What the histogram of the window would say, without making it: a bucket index is as good as its value."""
+        width_s, slots = LEVELS[level]
+        rows = sorted(self.samples[max(0, self._start(level, self.second // width_s - slots + 1) - self.dropped) :])
+        good = bisect_left(rows, _FAILURE)
+        ranks = ((share, rows[max(1, ceil(share * good - 1e-9)) - 1]) for share, needed in NEEDED.values() if good >= needed)
+        return tuple((share, middle(index) if index else 0.0) for share, index in ranks)
 
     def slot(self, level: int, slot: int) -> Summary:
         """One sub-window, which must still be in the ring; the running one ends now."""
@@ -366,4 +398,4 @@ def _totals(track: _Track | None) -> Totals:
     return Totals(0, 0, 0.0) if track is None else Totals(track.count, track.failures, track.seconds)
 
 
-__all__ = ["LEVELS", "NEEDED", "WINDOWS", "Latencies", "Quantile", "Source", "Summary", "Totals", "WindowName"]
+__all__ = ["LEVELS", "NEEDED", "WINDOWS", "Latencies", "Quantile", "Quantiles", "Source", "Summary", "Totals", "WindowName"]

@@ -6,11 +6,14 @@ Histograms are classic ones in text, which has no other; in protocol buffers eac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
 
 from sidecar.core.histogram import Histogram
-from sidecar.core.samples import Distribution, Quantiles, Sample, distribution
+from sidecar.core.samples import Bundle, Distribution, Labels, Quantiles, Sample, distribution, spread
 from sidecar.publish import protobuf as pb
 from sidecar.publish.breath import breathing
 from sidecar.publish.exponential import Exact, exact, native
@@ -18,6 +21,10 @@ from sidecar.publish.exponential import Exact, exact, native
 MAX_LABEL = 256
 """Characters of a label's value at most."""
 MAX_ACCEPT = 2000
+EVERY = 32
+"""Bundles or samples between two turns of the loop."""
+KEPT_LABELS = 1 << 15
+"""Values of labels of which is kept how they are written: those of 10,000 instances; of most it is what they are."""
 
 
 class Format(Enum):
@@ -49,40 +56,29 @@ _MEDIA = {
 _DELIMITED = {"proto=io.prometheus.client.metricfamily", "encoding=delimited"}
 
 
-def render(samples: Iterable[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
+def render(samples: Iterable[Sample | Bundle], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
     """The page of `/metrics`."""
-    families: Families = {}
+    page = _Messages(histograms or {}) if form is Format.PROTOBUF else _Text(form)
     for each in samples:
-        families.setdefault(each.name, []).append(each)
-    return b"".join(_pieces(families, form, histograms or {}))
+        page.add(each)
+    return b"".join(page.pieces())
 
 
-async def rendered(samples: Iterable[Sample], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
-    """The same from `core.samples.each_sample`, in pieces between which the loop does its other work."""
-    families: Families = {}
-    async for each in breathing(samples):
-        families.setdefault(each.name, []).append(each)
-    page = bytearray()
-    async for piece in breathing(_pieces(families, form, histograms or {})):
-        page += piece
-    return bytes(page)
+class Writer:
+    """Pages of one `/metrics`, one after the other. Owns the last page of text of each form: most of its rows are in the next one too."""
 
+    def __init__(self) -> None:
+        self._last: dict[Format, _Text] = {}
 
-Families = dict[str, list[Sample]]
-"""Samples by name: those of one name stand together on a page."""
-
-
-def _pieces(families: Families, form: Format, histograms: Exact) -> Iterator[bytes]:
-    if form is Format.PROTOBUF:
-        yield from _messages(families, histograms)
-        return
-    is_open = form is Format.OPENMETRICS
-    for name, rows in families.items():
-        yield _head(name, rows[0], is_open).encode("utf-8", "replace")
-        for row in rows:
-            yield _rows(row).encode("utf-8", "replace")
-    if is_open:
-        yield b"# EOF\n"
+    async def page(self, samples: Iterable[Sample | Bundle], form: Format = Format.TEXT, histograms: Exact | None = None) -> bytes:
+        """The same as `render`, best from `core.samples.condensed`, in pieces between which the loop does its other work."""
+        page = _Messages(histograms or {}) if form is Format.PROTOBUF else _Text(form, self._last.get(form))
+        async for each in breathing(samples, EVERY):
+            page.add(each)
+        found = b"".join([piece async for piece in breathing(page.pieces(), 1)])
+        if isinstance(page, _Text):
+            self._last[form] = page
+        return found
 
 
 def _weight(parameters: Iterable[str]) -> float:
@@ -96,31 +92,87 @@ def _weight(parameters: Iterable[str]) -> float:
     return 1.0
 
 
-def _head(name: str, sample: Sample, is_open: bool) -> str:
-    family = name.removesuffix("_total") if is_open and sample.kind == "counter" else name
-    text = sample.help.replace("\\", "\\\\").replace("\n", "\\n")
+def _head(sample: Sample, is_open: bool) -> str:
+    family = sample.name.removesuffix("_total") if is_open and sample.kind == "counter" else sample.name
+    text = _quoted(sample.help) if is_open else sample.help.replace("\\", "\\\\").replace("\n", "\\n")
     unit = f"# UNIT {family} {sample.unit}\n" if is_open and sample.unit else ""
-    return f"# HELP {family} {_quoted(sample.help) if is_open else text}\n# TYPE {family} {sample.kind}\n{unit}"
+    return f"# HELP {family} {text}\n# TYPE {family} {sample.kind}\n{unit}"
 
 
-def _rows(sample: Sample) -> str:
-    found = sample.value
+class _Kept(NamedTuple):
+    """A bundle's rows for as long as it stands so, each with the name of its family: whole, or up to the number."""
+
+    standing: tuple[object, ...]
+    whole: Sequence[tuple[str, str]]
+    moving: Sequence[tuple[str, str]]
+
+
+class _Text:
+    """Rows by the name of their family, since those of one stand together on a page; written as they come, so that no sample is kept."""
+
+    def __init__(self, form: Format, last: _Text | None = None) -> None:
+        """`last`: the page before this one; what it has kept of bundles that still stand so is not written anew."""
+        self._is_open = form is Format.OPENMETRICS
+        self._families: defaultdict[str, list[str]] = defaultdict(list)
+        self._heads: dict[str, str] = last._heads if last is not None else {}
+        self._before: Mapping[Labels, _Kept] = last._kept if last is not None else {}
+        self._kept: dict[Labels, _Kept] = {}
+
+    def add(self, sample: Sample | Bundle) -> None:
+        if isinstance(sample, Sample):
+            self._families[self._name(sample)] += [f"{start} {_number(value)}\n" for start, value in _rows(sample)]
+            return
+        kept = self._before.get(sample.labels)
+        if kept is None or kept.standing != sample.standing:
+            kept = self._keep(sample)
+        self._kept[sample.labels] = kept
+        families = self._families
+        for name, rows in kept.whole:
+            families[name].append(rows)
+        for (name, start), value in zip(kept.moving, sample.moving, strict=True):
+            families[name].append(f"{start} {_number(value)}\n")
+
+    def pieces(self) -> Iterator[bytes]:
+        for name, rows in self._families.items():
+            yield self._heads[name].encode("utf-8", "replace")
+            yield "".join(rows).encode("utf-8", "replace")
+            rows.clear()
+        if self._is_open:
+            yield b"# EOF\n"
+
+    def _keep(self, bundle: Bundle) -> _Kept:
+        whole: dict[str, str] = {}
+        for each in bundle.standing_samples():
+            rows = "".join([f"{start} {_number(value)}\n" for start, value in _rows(each)])
+            whole[self._name(each)] = whole.get(each.name, "") + rows
+        moving = [(self._name(each), start) for each in bundle.moving_samples() for start, _ in _rows(each)]
+        return _Kept(bundle.standing, tuple(whole.items()), moving)
+
+    def _name(self, sample: Sample) -> str:
+        if sample.name not in self._heads:
+            self._heads[sample.name] = _head(sample, self._is_open)
+        return sample.name
+
+
+def _rows(sample: Sample) -> list[tuple[str, float]]:
+    """Each row up to its number, and that."""
+    name, found = sample.name, sample.value
+    written = ",".join([f'{key}="{_label(value)}"' for key, value in sample.labels])
+    within, comma = (f"{{{written}}}", f"{written},") if written else ("", "")
+    if isinstance(found, float):
+        return [(f"{name}{within}", found)]
+    rows: list[tuple[str, float]]
     if isinstance(found, Distribution):
-        rows = [f"{sample.name}_bucket{_labels((*sample.labels, ('le', repr(bound))))} {count}\n" for bound, count in found.buckets]
-        rows.append(f"{sample.name}_bucket{_labels((*sample.labels, ('le', '+Inf')))} {found.count}\n")
-    elif isinstance(found, Quantiles):
-        rows = [f"{sample.name}{_labels((*sample.labels, ('quantile', repr(q))))} {_number(value)}\n" for q, value in found.values]
+        rows = [(f'{name}_bucket{{{comma}le="{bound!r}"}}', count) for bound, count in found.buckets]
+        rows.append((f'{name}_bucket{{{comma}le="+Inf"}}', found.count))
     else:
-        return f"{sample.name}{_labels(sample.labels)} {_number(found)}\n"
-    rows.append(f"{sample.name}_sum{_labels(sample.labels)} {_number(found.total)}\n")
-    rows.append(f"{sample.name}_count{_labels(sample.labels)} {found.count}\n")
-    return "".join(rows)
+        rows = [(f'{name}{{{comma}quantile="{share!r}"}}', value) for share, value in found.values]
+    return [*rows, (f"{name}_sum{within}", found.total), (f"{name}_count{within}", found.count)]
 
 
-def _labels(labels: Sequence[tuple[str, str]]) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_quoted(value[:MAX_LABEL])}"' for name, value in labels) + "}"
+@lru_cache(KEPT_LABELS)
+def _label(value: str) -> str:
+    return _quoted(value[:MAX_LABEL])
 
 
 def _quoted(value: str) -> str:
@@ -128,9 +180,13 @@ def _quoted(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    if math.isfinite(value):
-        return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-    return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"
+    written = repr(value)
+    if written.endswith(".0"):
+        return written[:-2]
+    return _WORDS.get(written, written)
+
+
+_WORDS = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
 
 
 # ---- protocol buffers: io.prometheus.client ----
@@ -138,19 +194,29 @@ def _number(value: float) -> str:
 _KINDS = {"counter": 0, "gauge": 1, "summary": 2, "histogram": 4}
 
 
-def _messages(families: Families, histograms: Exact) -> Iterator[bytes]:
-    """Delimited messages; a nothing for each row before its family, so that a long family is still taken in pieces."""
-    for name, rows in families.items():
-        family = bytearray(pb.text(1, name) + pb.text(2, rows[0].help) + pb.whole(3, _KINDS[rows[0].kind]))
-        for row in rows:
-            family += pb.message(4, _metric(row, histograms))
-            yield b""
-        yield pb.varint(len(family))
-        yield bytes(family)
+class _Messages:
+    """Delimited messages, one a family; a family's rows are written as they come."""
+
+    def __init__(self, histograms: Exact) -> None:
+        self._histograms = histograms
+        self._families: dict[str, list[bytes]] = {}
+
+    def add(self, sample: Sample | Bundle) -> None:
+        for each in spread((sample,)):
+            rows = self._families.get(each.name)
+            if rows is None:
+                head = pb.text(1, each.name) + pb.text(2, each.help) + pb.whole(3, _KINDS[each.kind])
+                rows = self._families[each.name] = [head]
+            rows.append(pb.message(4, _metric(each, self._histograms)))
+
+    def pieces(self) -> Iterator[bytes]:
+        for rows in self._families.values():
+            family = b"".join(rows)
+            yield pb.varint(len(family)) + family
 
 
 def _metric(sample: Sample, histograms: Exact) -> bytes:
-    labels = b"".join(pb.message(1, pb.text(1, name) + pb.text(2, value[:MAX_LABEL])) for name, value in sample.labels)
+    labels = b"".join([_pair(name, value) for name, value in sample.labels])
     if isinstance(sample.value, Distribution):
         if (histogram := exact(sample, histograms)) is None:
             return labels + pb.message(7, _classic(sample.value))
@@ -159,6 +225,11 @@ def _metric(sample: Sample, histograms: Exact) -> bytes:
     if isinstance(sample.value, Quantiles):
         return labels + pb.message(4, _quantiles(sample.value))
     return labels + pb.message(3 if sample.kind == "counter" else 2, pb.double(1, sample.value))
+
+
+@lru_cache(KEPT_LABELS)
+def _pair(name: str, value: str) -> bytes:
+    return pb.message(1, pb.text(1, name) + pb.text(2, value[:MAX_LABEL]))
 
 
 def _quantiles(found: Quantiles) -> bytes:
@@ -182,4 +253,4 @@ def _native(histogram: Histogram) -> bytes:
     )
 
 
-__all__ = ["Format", "chosen", "render", "rendered"]
+__all__ = ["Format", "Writer", "chosen", "render"]

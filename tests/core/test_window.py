@@ -132,6 +132,23 @@ def test_quantiles_wait_for_enough_samples() -> None:
                 assert each.value is None or each.value == pytest.approx(0.25, rel=0.0055)
 
 
+@pytest.mark.parametrize("few", [0, FEW])
+def test_what_is_told_of_a_window_is_what_its_summary_says(few: int) -> None:
+    dice = random.Random(3)
+    latencies = Latencies(few=few)
+    for at in range(3000):
+        latencies.fail(ONE, "probe", 1000 + at / 40)
+        latencies.add(ONE, "probe", dice.choice([0.0, dice.lognormvariate(-5, 1.5)]), 1000 + at / 40)
+
+    for name in NAMES:
+        for now in (1075, 1084, 1120):
+            summary, told = latencies.instance(ONE, "probe", name, now), latencies.told(ONE, "probe", name, now)
+            assert told is not None and latencies.told("shop", "probe", name, now) == told
+            assert [value for _, value in told.values] == [each.value for each in summary.quantiles().values() if each.value is not None]
+            assert (told.count, told.total) == (3000, latencies.totals("shop", "probe").seconds)
+    assert latencies.told(TWO, "probe", "1m", 1075) is None
+
+
 def test_failures_move_no_quantile() -> None:
     latencies = Latencies()
     for _ in range(100):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.samples import Distribution, Own, Sample, each_sample, samples
-from sidecar.publish.prometheus import Format, chosen, render, rendered
-from tests.core.lab import refused
+from lbplugins.values import Operator, Ref
+from sidecar.core.samples import Bundle, Distribution, Own, Sample, condensed, samples
+from sidecar.publish.prometheus import EVERY, Format, Writer, chosen, render
+from tests.core.lab import good, refused
 from tests.edges.publish.scene import Scene
 
 PROMETHEUS_3 = (
@@ -118,9 +120,17 @@ def test_a_real_world_renders_in_every_form(form: Format) -> None:
     assert 'lbsidecar_instance_judgement{service="shop",address="10.0.0.1:80",judgement="ejected"} 1' in bare
 
 
+def told(scene: Scene) -> Iterator[Sample | Bundle]:
+    return condensed(scene.world, scene.world.policy, scene.latencies, scene.now, Own(scene.tallies))
+
+
+def whole(scene: Scene, form: Format) -> bytes:
+    return render(samples(scene.world, scene.world.policy, scene.latencies, scene.now, Own(scene.tallies)), form, scene.tallies.latency)
+
+
 @pytest.mark.parametrize("form", list(Format))
 async def test_in_pieces_the_page_is_the_same_and_the_loop_turns_meanwhile(form: Format) -> None:
-    scene = Scene(20)
+    scene = Scene(100)
     scene.run(12.0)
     turns = 0
 
@@ -131,10 +141,35 @@ async def test_in_pieces_the_page_is_the_same_and_the_loop_turns_meanwhile(form:
             await asyncio.sleep(0)
 
     counting = asyncio.ensure_future(count())
-    own = Own(scene.tallies)
-    lazily = each_sample(scene.world, scene.world.policy, scene.latencies, scene.now, own)
-    page = await rendered(lazily, form)
+    page = await Writer().page(told(scene), form, scene.tallies.latency)
     counting.cancel()
 
-    assert page == render(samples(scene.world, scene.world.policy, scene.latencies, scene.now, own), form)
-    assert turns >= 2 * len(samples(scene.world, scene.world.policy, scene.latencies, scene.now, own)) // 150
+    assert page == whole(scene, form)
+    assert turns >= 100 // EVERY
+
+
+@pytest.mark.parametrize("form", list(Format))
+async def test_page_after_page_says_what_is_true_then(form: Format) -> None:
+    scene, writer = Scene(6), Writer()
+
+    async def is_right() -> bool:
+        return await writer.page(told(scene), form, scene.tallies.latency) == whole(scene, form)
+
+    scene.run(12.0)
+    assert await is_right()
+    scene.run(15.0)  # medians appear
+    assert await is_right()
+    scene.answer(2, refused())
+    scene.run(3.0)
+    assert await is_right()
+    scene.set_seen(3, operator=Operator.MAINTENANCE, in_flight=7)
+    del scene.servers[Ref("shop", "s4")]
+    scene.run(3.0)
+    assert await is_right()
+    scene.answer(2, good())
+    scene.set_seen(3, operator=Operator.READY, in_flight=0)
+    scene.run(10.0)
+    assert await is_right()
+    scene.now += 120.0  # nothing is left in the window
+    assert await is_right()
+    assert b"s4" not in await writer.page(told(scene), form)
