@@ -7,7 +7,7 @@ import heapq
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -119,10 +119,11 @@ class _Crowd:
         self._next: dict[Target, float] = {}
         self._due: list[tuple[float, Target]] = []
 
-    def ask(self, ask: Ask) -> None:
-        """Replaces what was to be asked of it next."""
-        self._next[ask.target] = ask.at
-        heapq.heappush(self._due, (ask.at, ask.target))
+    def ask_all(self, asks: Iterable[Ask]) -> None:
+        """Each replaces what was to be asked of that target next."""
+        for ask in asks:
+            self._next[ask.target] = ask.at
+            heapq.heappush(self._due, (ask.at, ask.target))
 
     async def run(self, deliver: partial[None]) -> None:
         loop = asyncio.get_running_loop()

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -64,6 +65,8 @@ from sidecar.web.server import Web, WebError
 log = logging.getLogger("sidecar.app")
 
 SELF_CHECK_S = 0.25
+CHECKS_A_DEAR_ONE = 4
+"""One self-check in so many looks at what takes long with many targets: open descriptors, and whom nobody asks for any more."""
 LEARNED_EVERY_S = 30.0
 POOLS_EVERY_S = 5.0
 RESERVED_DESCRIPTORS = 32
@@ -111,6 +114,7 @@ class App:
         self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
         self._worst_lag = 0.0
+        self._told_members: tuple[Policy, list[Driver], dict[str, tuple[Instance, ...]]] | None = None
         self._no_network, self._reached_at = (float("-inf"), ""), float("-inf")
         self._process = psutil.Process()
         self._own: Own | None = None
@@ -421,7 +425,7 @@ class App:
 
     async def _check_self(self) -> None:
         self._lag.worst_since_last()  # what starting up took is over
-        while True:
+        for number in count():
             self._worst_lag = self._lag.worst_since_last()
             fault = self._state_fault or self.reconciler.journal_fault
             if self.reconciler.journal_fault:
@@ -432,16 +436,21 @@ class App:
             # one address without a route is its own trouble; only when nobody at all can be reached it is ours
             is_cut_off = now - since < NETWORK_AWAY_S < since - self._reached_at
             network = f"our own network is not there ({why})" if is_cut_off else ""
-            descriptors = _descriptors(self._process)
+            if is_dear := number % CHECKS_A_DEAR_ONE == 0:
+                descriptors = _descriptors(self._process)
             self.reconciler.deliver((SelfChecked(now, self._worst_lag, network, descriptors, fault, standby),))
             self._tell_members()
-            for target in self.engine.targets() - self.reconciler.world.targets.keys():
+            for target in self.engine.targets() - self.reconciler.world.targets.keys() if is_dear else ():
                 self.engine.forget(target)
             await asyncio.sleep(SELF_CHECK_S)
 
     def _tell_members(self) -> None:
         """Plugins whose pools we fill learn here what discovery knows; the others listen to nobody."""
         world = self.reconciler.world
+        told = (world.policy, [*self.drivers.values()], {name: (*service.instances,) for name, service in world.services.items()})
+        if told == self._told_members:
+            return
+        self._told_members = told
         for name, driver in self.drivers.items():
             pools: dict[str, dict[Ref, Address]] = {}
             for service_name, policy in world.policy.services.items():
@@ -523,12 +532,15 @@ class App:
                     tell(event)
 
     def _took(self, facts: Sequence[Fact]) -> None:
+        own_network, unknown, world = Reason.OWN_NETWORK, Result.UNKNOWN, self.reconciler.world
         for fact in facts:
-            if isinstance(fact, Probed) and fact.outcome.reason is Reason.OWN_NETWORK:
-                self._no_network = (fact.outcome.ended, fact.outcome.detail)
-            elif isinstance(fact, Probed) and fact.outcome.result is not Result.UNKNOWN:
-                self._reached_at = fact.outcome.ended
-            self.tallies.count(fact, self.reconciler.world)
+            if type(fact) is Probed:
+                outcome = fact.outcome
+                if outcome.reason is own_network:
+                    self._no_network = (outcome.ended, outcome.detail)
+                elif outcome.result is not unknown:
+                    self._reached_at = outcome.ended
+            self.tallies.count(fact, world)
 
     def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
         """Real requests: their response times by instance. As evidence they are not used."""
@@ -597,7 +609,7 @@ class App:
 class _Nobody:
     """Stands in until the engine, which needs the reconciler first, is there."""
 
-    def ask(self, ask: Ask) -> None:
+    def ask_all(self, asks: Iterable[Ask]) -> None:
         raise AssertionError("nothing is asked before the engine is there")
 
 

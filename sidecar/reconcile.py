@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ class Journal(Protocol):
 class Prober(Protocol):
     """What asks the targets."""
 
-    def ask(self, ask: Ask) -> None: ...
+    def ask_all(self, asks: Iterable[Ask]) -> None: ...
 
 
 class Teller(Protocol):
@@ -160,8 +160,7 @@ class Reconciler:
         self.turned_at = now
         if self._recorder is not None:
             self._recorder.batch(now, facts, decision)
-        for ask in asks:
-            self._prober.ask(ask)
+        self._prober.ask_all(asks)
         if decision is not None:
             self._carry_out(decision)
         if decision is not None or self._timer is None:

@@ -149,9 +149,22 @@ class Engine:
             self._schedule(state, ask)
 
     def ask_all(self, asks: Iterable[Ask]) -> None:
-        """`ask` for each of these."""
+        """`ask` for each of these, at half the price."""
+        states, put, slot_of, at = self._states, self._wheel.put, self._tick.slot, now()
+        first = _FAR
         for each in asks:
-            self.ask(each)
+            state = states.get(each.target)
+            if state is None or state.slot is not None or self._is_closed:
+                self.ask(each)
+                continue
+            state.due = each
+            if not state.is_asking:
+                state.slot = slot = slot_of(each.at, at)
+                put(state, slot)
+                if slot < first:
+                    first = slot
+        if first < self._timer_slot and self._busy < self._max_in_flight:
+            self._arm(first)
 
     def forget(self, target: Target) -> None:
         """Ask it no more and drop its connection; nothing about it is delivered from now on, not even what is in flight."""
@@ -240,15 +253,14 @@ class Engine:
             return
         self.lateness.add(max(0.0, woken - first / PER_S))
         free = min(self._budget.left(woken), self._max_in_flight - self._busy, MAX_STARTS)
-        started = 0
-        while started < free and (state := self._wheel.pop(until)) is not None:
+        due = self._wheel.take(until, free)
+        for started, state in enumerate(due, 1):
             state.slot = None
             self._start(state)
-            started += 1
             if started % SUB_BATCH == 0:
                 self._lines.drain()  # or the first to answer would seem as slow as our sending is
-        self._budget.spend(started)
-        self._tick.count(started, woken)
+        self._budget.spend(len(due))
+        self._tick.count(len(due), woken)
 
     # ---- one probe ----
 

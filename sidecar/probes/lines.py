@@ -16,6 +16,7 @@ import socket
 import sys
 from _socket import socket as Socket  # `socket.socket` looks up an enum for each argument, at the price of a whole kept probe
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,9 +27,10 @@ from sidecar.net.lag import LagMeter
 from sidecar.probes.attempt import Failed, Question, Verdict, network_failure, now, one_line, timed_out, unless_late
 from sidecar.probes.http import Answer, glance, judge, render
 from sidecar.probes.options import Kind
-from sidecar.probes.wheel import PER_S, Wheel
+from sidecar.probes.wheel import PER_S, Deadlines
 
-READ_BYTES = 16 * 1024
+FIRST_BYTES, READ_BYTES = 2048, 16 * 1024
+"""Read at first and then at once: most answers are short, and what is made ready for a long one costs."""
 BATCH = 256
 """News taken from the kernel at once."""
 MAX_REQUEST = 4096
@@ -43,6 +45,7 @@ _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _FLAGS = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _NEVER = float("inf")
 _IDLE, _CONNECT, _HEADERS, _BODY = "idle", "connect", "headers", "body"
+_OK = Result.OK
 _OPEN = Verdict(None, may_keep=False, keep_s=None)
 """What an open port means to who asked for no more."""
 
@@ -125,7 +128,7 @@ class Lines(Generic[L]):
         self._idle_ended = idle_ended
         self._epoll = select.epoll()
         self._by_fd: dict[int, L] = {}
-        self._deadlines: Wheel[L] = Wheel()
+        self._deadlines: Deadlines[L] = Deadlines(_is_under_way)
         self._ceiling = _descriptor_ceiling()
         self._keep_below = self._ceiling - self._ceiling // 4  # with more targets than descriptors, the rest must do without keeping
         self._outgoing = _first_outgoing_port()
@@ -151,14 +154,18 @@ class Lines(Generic[L]):
             line.connect_s = line.first_byte_s = None
             if line.sock is None:
                 self._dial(line, at)
-            elif fresh or at >= line.announced_at or not self._asked_again(line):
-                self._dial_anew(line)
+                return
+            if not fresh and at < line.announced_at:
+                line.fresh, line.phase = False, _HEADERS
+                with suppress(OSError):
+                    if line.sock.send(line.request) == len(line.request):
+                        return
+            self._dial_anew(line)
         except Exception as error:  # a bug of ours ends one probe, not the asking
             self._broke(line, error)
 
     def drop(self, line: L) -> None:
         """Close its connection; nobody hears of a probe under way."""
-        self._deadlines.drop(line, line.deadline_slot)
         self._hang_up(line)
         line.phase = _IDLE
 
@@ -197,15 +204,6 @@ class Lines(Generic[L]):
             self._fail(line, timed_out(line.phase, line.timeout_s), now())
 
     # ---- connections ----
-
-    def _asked_again(self, line: L) -> bool:
-        """Whether the open connection took the request."""
-        assert line.sock is not None
-        line.fresh, line.phase = False, _HEADERS
-        try:
-            return line.sock.send(line.request) == len(line.request)
-        except OSError:
-            return False
 
     def _dial_anew(self, line: L) -> None:
         """A kept connection that had ended says nothing about this request: the same probe goes on over a new one."""
@@ -275,26 +273,30 @@ class Lines(Generic[L]):
     # ---- news ----
 
     def _hear(self, line: L, flags: int, at: float) -> None:
-        fd = line.fd
-        if line.phase is _CONNECT:
+        phase = line.phase
+        if phase is _HEADERS or phase is _BODY:
+            fd = line.fd
+            self._read(line, at)
+            if flags & _ENDED and line.phase is _IDLE and line.fd == fd:
+                self._unasked(line)  # the end came together with the answer, and is not told again
+        elif phase is _IDLE:
+            self._unasked(line)
+        else:
             try:
                 self._connected(line, at)
             except OSError as error:
                 self._fail(line, network_failure(_CONNECT, error), at)
             if line.phase is _HEADERS and flags & ~select.EPOLLOUT:
                 self._read(line, at)  # it spoke or ended before it was asked, and that is not told again
-        elif line.phase is _IDLE:
-            self._unasked(line)
-        else:
-            self._read(line, at)
-            if flags & _ENDED and line.phase is _IDLE and line.fd == fd:
-                self._unasked(line)  # the end came together with the answer, and is not told again
 
     def _read(self, line: L, at: float) -> None:
         """Take the first bytes of an answer, or more of it."""
         assert line.sock is not None
         try:
-            data = line.sock.recv(READ_BYTES)
+            data = line.sock.recv(FIRST_BYTES)
+            if len(data) == FIRST_BYTES:
+                with suppress(OSError):
+                    data += line.sock.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -306,7 +308,8 @@ class Lines(Generic[L]):
         if line.answer is None:
             if data:
                 line.first_byte_s = at - line.sent
-                if (verdict := self._known(line.question, data)) is not None:
+                verdict = line.question.known.get(data) or self._glanced(line.question, data)
+                if verdict is not None:
                     self._conclude(line, verdict, at)
                     return
             elif not line.fresh:
@@ -317,10 +320,9 @@ class Lines(Generic[L]):
                 return
         self._parse(line, data, at)
 
-    def _known(self, question: Question, data: bytes) -> Verdict | None:
-        """The verdict on an answer that is the same as one before, or of which a look is enough."""
-        verdict = question.known.get(data)
-        if verdict is None and (verdict := glance(data, question)) is not None:
+    def _glanced(self, question: Question, data: bytes) -> Verdict | None:
+        """The verdict on an answer of which a look is enough."""
+        if (verdict := glance(data, question)) is not None:
             _remember(question, data, verdict)
         return verdict
 
@@ -372,15 +374,15 @@ class Lines(Generic[L]):
         if verdict.failed is not None:
             self._fail(line, verdict.failed, at)
             return
-        self._deadlines.drop(line, line.deadline_slot)
         line.phase = _IDLE
         if verdict.may_keep and line.fd < self._keep_below:
             line.announced_at = _NEVER if verdict.keep_s is None else at + verdict.keep_s * ANNOUNCED_SHARE
-            self._forget_answer(line)
+            if line.answer is not None:
+                self._forget_answer(line)
         else:
             self._hang_up(line)
         phases = Phases(None, line.connect_s, None, line.first_byte_s)
-        self._ended(line, Outcome(line.target, Result.OK, line.started, at, None, "", phases, line.fresh))
+        self._ended(line, Outcome(line.target, _OK, line.started, at, None, "", phases, line.fresh))
 
     def _fail(self, line: L, failed: Failed, at: float) -> None:
         failed = unless_late(failed, self._lag, line.started, line.timeout_s)
@@ -394,6 +396,10 @@ class Lines(Generic[L]):
         self._loop.call_exception_handler({"message": f"probe of {line.target} broke", "exception": error})
         if line.phase is not _IDLE:
             self._fail(line, Failed(Reason.CANCELLED, f"our own error: {error!r}", result=Result.UNKNOWN), now())
+
+
+def _is_under_way(line: Line, slot: int) -> bool:
+    return line.deadline_slot == slot and line.phase is not _IDLE
 
 
 def _is_near(ip: str) -> bool:

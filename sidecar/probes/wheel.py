@@ -1,15 +1,15 @@
-"""A timer wheel: what is due in which millisecond. Putting and dropping cost the same, however much it holds."""
+"""Timer wheels: what is due in which millisecond. Putting and dropping cost the same, however much they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 PER_S = 1000
 """Slots a second; slot `n` is due at `n / PER_S` monotonic seconds."""
 
-GRAINS = ((20_000, 1), (5000, 2), (2000, 5), (200, 20), (0, 1))
+GRAINS = ((20_000, 2), (2000, 5), (200, 20), (0, 1))
 """From so many starts a second, ticks of so many slots. Below the last but one there is nothing to gain."""
 
 T = TypeVar("T", bound=Hashable)
@@ -57,16 +57,59 @@ class Wheel(Generic[T]):
             heappop(order)
         return None
 
-    def pop(self, until: int) -> T | None:
-        """One thing of the earliest slot, if that is due by `until`; within one slot the order is nobody's concern."""
-        slot = self.first()
-        if slot is None or slot > until:
-            return None
-        bucket = self._slots[slot]
-        thing, _ = bucket.popitem()
-        if not bucket:
+    def take(self, until: int, most: int) -> list[T]:
+        """What is due by `until`, earliest slot first, so many at most; within one slot the order is nobody's concern."""
+        taken: list[T] = []
+        while most > 0 and (slot := self.first()) is not None and slot <= until:
+            bucket = self._slots[slot]
+            if len(bucket) <= most:
+                taken += bucket
+                most -= len(bucket)
+                del self._slots[slot]
+            else:
+                taken += [bucket.popitem()[0] for _ in range(most)]
+                most = 0
+        return taken
+
+
+class Deadlines(Generic[T]):
+    """Things by the slot in which they must have ended. Nearly all of them have by then, so who has is only left out when it is looked at.
+
+    A thing may be kept until its slot comes; `is_waiting` says whether its time in that slot still counts.
+    """
+
+    __slots__ = ("_is_waiting", "_order", "_slots")
+
+    def __init__(self, is_waiting: Callable[[T, int], bool]) -> None:
+        self._is_waiting = is_waiting
+        self._slots: dict[int, list[T]] = {}  # none of them empty
+        self._order: list[int] = []  # a heap of the slots
+
+    def put(self, thing: T, slot: int) -> None:
+        bucket = self._slots.get(slot)
+        if bucket is None:
+            self._slots[slot] = [thing]
+            heappush(self._order, slot)
+        else:
+            bucket.append(thing)
+
+    def first(self) -> int | None:
+        """The earliest slot in which something still waits."""
+        while self._order:
+            slot = self._order[0]
+            bucket = self._slots[slot]
+            while bucket:
+                if self._is_waiting(bucket[-1], slot):
+                    return slot
+                bucket.pop()
             del self._slots[slot]
-        return thing
+            heappop(self._order)
+        return None
+
+    def pop(self, until: int) -> T | None:
+        """One thing that has waited until the earliest slot, if that is due by `until`."""
+        slot = self.first()
+        return None if slot is None or slot > until else self._slots[slot].pop()
 
 
 class Tick:

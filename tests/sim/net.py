@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
@@ -302,10 +302,11 @@ class Prober:
 
     def specs(self, specs: Mapping[str, object]) -> None: ...
 
-    def ask(self, ask: Ask) -> None:
-        self._due[ask.target] = ask
-        if ask.target not in self._asked:
-            self._loop.call_at(max(ask.at, self._loop.time()), self._start, ask)
+    def ask_all(self, asks: Iterable[Ask]) -> None:
+        for ask in asks:
+            self._due[ask.target] = ask
+            if ask.target not in self._asked:
+                self._loop.call_at(max(ask.at, self._loop.time()), self._start, ask)
 
     def forget(self, target: Target) -> None:
         self._due.pop(target, None)

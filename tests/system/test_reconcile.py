@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -27,8 +27,8 @@ class Asked:
     def __init__(self) -> None:
         self.asks: list[Ask] = []
 
-    def ask(self, ask: Ask) -> None:
-        self.asks.append(ask)
+    def ask_all(self, asks: Iterable[Ask]) -> None:
+        self.asks += asks
 
 
 @pytest.mark.parametrize("broken", ["facts", "decisions"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.probes.wheel import GRAINS, PER_S, Tick, Wheel
+from sidecar.probes.wheel import GRAINS, PER_S, Deadlines, Tick, Wheel
 
-ACTS = st.lists(st.tuples(st.sampled_from(["put", "drop", "pop"]), st.integers(0, 9), st.integers(0, 30)), max_size=60)
+ACTS = st.lists(st.tuples(st.sampled_from(["put", "drop", "take"]), st.integers(0, 9), st.integers(0, 30)), max_size=60)
 
 
 @settings(max_examples=300)
@@ -21,13 +21,10 @@ def test_wheel_holds_what_a_plain_list_would(acts: list[tuple[str, int, int]]) -
             model[thing] = slot
         elif act == "drop" and thing in model:
             wheel.drop(thing, model.pop(thing))
-        elif act == "pop":
-            taken = wheel.pop(slot)
-            due = [each for each, at in model.items() if at <= slot]
-            assert (taken is None) == (not due)
-            if taken is not None:
-                earliest = min(model.values())
-                assert model.pop(taken) == earliest
+        elif act == "take":
+            taken = wheel.take(slot, thing)
+            due = sorted((at, each) for each, at in model.items() if at <= slot)
+            assert [model.pop(each) for each in taken] == [at for at, _ in due[:thing]]
         assert wheel.first() == min(model.values(), default=None)
 
 
@@ -38,7 +35,26 @@ def test_dropping_what_is_not_there_is_nothing() -> None:
     wheel.drop("b", 5)
     wheel.drop("a", 6)
 
-    assert wheel.pop(5) == "a"
+    assert wheel.take(5, 9) == ["a"]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(["put", "end", "pop"]), st.integers(0, 9), st.integers(0, 30)), max_size=60))
+def test_deadlines_are_those_of_who_still_waits(acts: list[tuple[str, int, int]]) -> None:
+    waiting: dict[int, int] = {}
+    deadlines: Deadlines[int] = Deadlines(lambda thing, slot: waiting.get(thing) == slot)
+    for act, thing, slot in acts:
+        if act == "put":
+            waiting[thing] = slot
+            deadlines.put(thing, slot)
+        elif act == "end":
+            waiting.pop(thing, None)
+        elif (taken := deadlines.pop(slot)) is not None:
+            earliest = min(waiting.values())
+            assert waiting.pop(taken) == earliest
+        else:
+            assert all(at > slot for at in waiting.values())
+        assert deadlines.first() == min(waiting.values(), default=None)
 
 
 def test_wheel_does_not_grow_by_what_is_moved() -> None:
@@ -77,5 +93,5 @@ def test_what_is_due_now_or_soon_is_never_gathered() -> None:
 def test_tick_is_coarse_where_wake_ups_are_what_costs() -> None:
     slots = {rate: {_at_rate(rate).slot(50.0 + n / 1000, 40.0) for n in range(100)} for rate in (50, 1000, 3000, 20_000)}
 
-    assert {rate: len(found) for rate, found in slots.items()} == {50: 100, 1000: 6, 3000: 21, 20_000: 100}
+    assert {rate: len(found) for rate, found in slots.items()} == {50: 100, 1000: 6, 3000: 21, 20_000: 51}
     assert [least for least, _ in GRAINS] == sorted((least for least, _ in GRAINS), reverse=True)
