@@ -90,12 +90,13 @@ class Bundle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SinkCount:
-    """One sink: lines handed to the network, lines lost, lines waiting now."""
+    """One sink: lines handed to the network, lost, waiting now. `unconfirmed`: of those sent, nobody tells whether they arrived."""
 
     sent: int
     dropped: int
     waiting: int
     connected: bool
+    unconfirmed: int = 0
 
 
 @dataclass(slots=True)
@@ -286,7 +287,9 @@ def _ourselves(world: World, policy: Policy, own: Own, now: float) -> Iterator[S
     yield _counter("rows_dropped", own.tallies.rows_dropped, "Counted rows let go because there were too many.")
     yield _gauge("frozen", world.freeze_of("", now) is not None, "1 = everything is frozen: no ejection and no return.")
     for name, sink in sorted(own.sinks.items()):
-        yield _counter("sink_sent", sink.sent, "Lines handed to the network; whether they arrived nobody tells.", sink=name)
+        yield _counter("sink_sent", sink.sent, "Lines handed to the network; over HTTP, acknowledged.", sink=name)
+        text = "Of the lines sent, those whose arrival nobody confirms: all over TCP and UDP, none over HTTP."
+        yield _counter("sink_unconfirmed", sink.unconfirmed, text, sink=name)
         yield _counter("sink_dropped", sink.dropped, "Lines lost because the receiver was away, slow or broke off.", sink=name)
         yield _gauge("sink_waiting", sink.waiting, "Lines waiting to be sent.", sink=name)
         yield _gauge("sink_up", sink.connected, "1 = connected.", sink=name)

@@ -214,12 +214,20 @@ class WebhookOptions(Options):
 class PublishOptions(Options):
     """The sinks; none by default. `/metrics` needs no key here."""
 
-    graphite: GraphiteOptions | None = None
-    logstash: LogstashOptions | None = None
-    elasticsearch: ElasticsearchOptions | None = None
-    otlp: OtlpOptions | None = None
-    remote_write: RemoteWriteOptions | None = None
-    statsd: StatsdOptions | None = None
+    graphite: GraphiteOptions | None = Field(default=None, description="Numbers for carbon over TCP, as lines or pickle; nobody confirms.")
+    logstash: LogstashOptions | None = Field(
+        default=None, description="Decisions at once and numbers as ECS documents; confirmed by url (HTTP), not by address (TCP, UDP)."
+    )
+    elasticsearch: ElasticsearchOptions | None = Field(
+        default=None, description="The same documents by _bulk, for Elasticsearch and OpenSearch; each is confirmed."
+    )
+    otlp: OtlpOptions | None = Field(
+        default=None, description="Numbers for an OpenTelemetry collector over HTTP, response times as exponential histograms; confirmed."
+    )
+    remote_write: RemoteWriteOptions | None = Field(
+        default=None, description="Numbers for a Prometheus that does not scrape, by remote write 1.0; confirmed."
+    )
+    statsd: StatsdOptions | None = Field(default=None, description="Gauges and counters as StatsD datagrams over UDP; nobody confirms.")
     webhooks: dict[WebhookName, WebhookOptions] = Field(default={}, max_length=32, description="Receivers of notices by name.")
 
     def secrets(self) -> Iterator[tuple[str, Secret]]:

@@ -74,6 +74,8 @@ class Receiver:
 class Post(Sink):
     """Items are documents, or parts of a request's body."""
 
+    confirms = True
+
     def __init__(self, name: str, receiver: Receiver, *, max_waiting: int = MAX_WAITING, longest_wait_s: float = LONGEST_WAIT_S) -> None:
         where = "its secret address" if isinstance(receiver.url, Secret) else receiver.url
         super().__init__(name, where, max_waiting=max_waiting, longest_wait_s=longest_wait_s)

@@ -11,6 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
+from typing import ClassVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
 
@@ -45,6 +46,9 @@ class Sink(ABC):
 
     `name` is the sink's in metrics and under `publish` in the configuration; `where` is for people.
     """
+
+    confirms: ClassVar[bool] = False
+    """Does the receiver say what has arrived?"""
 
     def __init__(
         self,
@@ -82,7 +86,7 @@ class Sink(ABC):
 
     def count(self) -> SinkCount:
         """Items sent, dropped and waiting; together all that were offered, except a batch just being written."""
-        return SinkCount(self._sent, self._dropped, len(self._waiting), self._is_up)
+        return SinkCount(self._sent, self._dropped, len(self._waiting), self._is_up, 0 if self.confirms else self._sent)
 
     async def run(self) -> None:
         """Serve the receiver until cancelled."""

@@ -33,7 +33,7 @@ class Scene(Lab):
             uptime_s=12.5,
             lag_s=0.002,
             holds=self.decisions[-1].holds,
-            sinks={"graphite": SinkCount(5, 2, 1, True)},
+            sinks={"graphite": SinkCount(5, 2, 1, True, 4)},
             **more,  # type: ignore[arg-type]
         )
         return samples(self.world, self.world.policy, self.latencies, self.now, own)

@@ -202,6 +202,7 @@ def test_own_numbers_and_sinks_are_there(scene: Scene) -> None:
     assert value(found, "cpu_seconds_total") == 2.0
     assert value(found, "sink_dropped_total", sink="graphite") == 2
     assert value(found, "sink_sent_total", sink="graphite") == 5
+    assert value(found, "sink_unconfirmed_total", sink="graphite") == 4
     assert value(found, "sink_up", sink="graphite") == 1
     assert value(found, "decision_log_dropped_total") == 3
     assert value(found, "recorder_dropped_total") == 4
