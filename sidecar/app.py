@@ -115,6 +115,7 @@ class App:
         self._lag = LagMeter()
         self._worst_lag = 0.0
         self._told_members: tuple[Policy, list[Driver], dict[str, tuple[Instance, ...]]] | None = None
+        self._lapses: Mapping[str, float] | None = None
         self._no_network, self._reached_at = (float("-inf"), ""), float("-inf")
         self._process = psutil.Process()
         self._own: Own | None = None
@@ -503,9 +504,19 @@ class App:
     async def _renew(self) -> None:
         if any(self._writes(name) for name in self.drivers):  # who only observes cannot give back, so it must not promise to
             try:
-                await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S)
+                await asyncio.to_thread(self.lease.renew, clock.boottime() + lease.LEASE_S, self._standing_by())
             except lease.LeaseError as error:
                 log.warning("%s", error)
+
+    def _standing_by(self) -> Mapping[str, float]:
+        """Balancers to which another writes, each with the end of our lease there: from when we began to wait, over our restarts."""
+        if self._lapses is None:
+            before = self.lease.read()
+            self._lapses = dict(before.standing_by) if before.boot_id == clock.boot_id() else {}
+        end = clock.boottime() + lease.LEASE_S
+        waiting = {name: driver for name, driver in self.drivers.items() if self._writes(name) and not driver.is_writer}
+        self._lapses = {name: self._lapses.get(name, end) for name, driver in waiting.items() if driver.standby or name in self._lapses}
+        return self._lapses
 
     async def _save_learned(self) -> None:
         while True:

@@ -11,14 +11,17 @@ from sidecar.journal.force import Stored, about
 
 
 async def give_back(
-    host: Host, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str], within_s: float
+    host: Host, ours: Set[tuple[str, Address]], notes: Mapping[Ref, str], within_s: float, theirs: Set[Ref] = frozenset()
 ) -> tuple[list[Ref], Sequence[Refusal]]:
-    """The servers given back and those refused; BalancerError when it is not known. `ours`: pool and address, touched only if out by us."""
+    """The servers given back and those refused; BalancerError when it is not known. `ours`: pool and address, touched only if out by us.
+
+    `theirs`: servers that a hand had out before us, and that stay so.
+    """
     pictures = await host.observe(frozenset(pool for pool, _ in ours), notes, within_s)
     changes = [
         Change(ref, Setting(FULL), seen, OURS, note=notes.get(ref, ""), why="released")
         for ref, seen in pictures.items()
-        if seen.address is not None and (ref.pool, seen.address) in ours and seen.ours != Setting(FULL)
+        if seen.address is not None and (ref.pool, seen.address) in ours and ref not in theirs and seen.ours != Setting(FULL)
     ]
     refused = await host.apply(changes, within_s) if changes else ()
     kept = {refusal.change.ref for refusal in refused}

@@ -103,7 +103,7 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
             sent.confirmed = False
     elif instance_state is not None and before.operator is not seen.operator and not by_us:
         _operator_moved(world, server, before, seen, instance_state, at)
-    elif instance_state is not None and _undone(before, seen, sent, instance_state):
+    elif instance_state is not None and balancer.name not in world.standby and _undone(before, seen, sent, instance_state):
         instance_state.overruled = f"{server} was made ready by hand"
     if before.serving is not seen.serving and instance_state is not None and "own check" in seen.remark and seen.serving is False:
         sentence = f"{server} is out by the balancer's own check"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.store import atomic
@@ -27,12 +28,16 @@ class LeaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Until when, on which boot, and by whom. `fault`: why the file says nothing; such a lease has expired."""
+    """Until when, on which boot, and by whom. `fault`: why the file says nothing; such a lease has expired.
+
+    `standing_by`: balancers to which another sidecar writes, each with the end of this promise there: who may not write cannot answer.
+    """
 
     until: float
     boot_id: str
     pid: int = 0
     fault: str = ""
+    standing_by: Mapping[str, float] = field(default_factory=dict)
 
     def expired(self, now: float, boot_id: str) -> bool:
         """Is nobody answering any more? `now` in boottime seconds, read before or after the lease.
@@ -40,6 +45,10 @@ class Lease:
         One that ends far later than is ever promised comes from a clock that has been set back since: nobody will renew it.
         """
         return bool(self.fault) or self.boot_id != boot_id or not now < self.until <= now + 2 * LEASE_S
+
+    def unanswered(self, now: float, boot_id: str) -> frozenset[str]:
+        """Balancers on which nobody answers any more for what is out, though whoever has promised it lives."""
+        return frozenset(name for name, until in self.standing_by.items() if self.boot_id == boot_id and not now < until)
 
 
 class LeaseFile:
@@ -49,9 +58,10 @@ class LeaseFile:
         self.path = directory / NAME
         self._boot_id = boot_id
 
-    def renew(self, until: float) -> None:
+    def renew(self, until: float, standing_by: Mapping[str, float] | None = None) -> None:
         """Promise to answer until then (boottime, at most LEASE_S from now). LeaseError: the old promise stays."""
-        content = json.dumps({"format": 1, "until": until, "boot_id": self._boot_id, "pid": os.getpid()})
+        promise = {"format": 1, "until": until, "boot_id": self._boot_id, "pid": os.getpid(), "standing_by": dict(standing_by or {})}
+        content = json.dumps(promise)
         try:
             # Not synced: after a power cut it is another boot, and the lease is void anyway.
             atomic.replace(self.path, content.encode(), sync=False)
@@ -82,7 +92,10 @@ def _lease(found: object) -> Lease:
     until, boot_id, pid = found.get("until"), found.get("boot_id"), found.get("pid", 0)
     if not isinstance(until, int | float) or not math.isfinite(until) or not isinstance(boot_id, str) or type(pid) is not int:
         raise ValueError("`until` must be a number, `boot_id` a string and `pid` a whole number")
-    return Lease(float(until), boot_id, pid)
+    standing_by = found.get("standing_by", {})
+    if not isinstance(standing_by, dict) or not all(isinstance(end, int | float) and math.isfinite(end) for end in standing_by.values()):
+        raise ValueError("`standing_by` must name a number for each balancer")
+    return Lease(float(until), boot_id, pid, standing_by=standing_by)
 
 
 __all__ = ["LEASE_S", "RENEW_S", "Lease", "LeaseError", "LeaseFile"]

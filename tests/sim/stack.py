@@ -22,13 +22,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from lbplugins.api import Balancer as Plugin
-from lbplugins.values import NONE, OURS, READY, Address, Change, Operator, Ref
+from lbplugins.values import NONE, OURS, READY, Address, Change, Ref
 from sidecar import app, desk
 from sidecar.app import App, StartError
 from sidecar.balancers import driver as drivers
 from sidecar.balancers.host import Host
 from sidecar.config.load import Loaded, load
-from sidecar.core.model import Act, Commanded, Event, Instance, Intent
+from sidecar.core.known import in_its_words
+from sidecar.core.model import Act, Commanded, Event, Instance, Intent, ServerRef
 from sidecar.journal import intents as journal
 from sidecar.journal.force import InForce, Stored, about
 from sidecar.net import lag
@@ -291,16 +292,20 @@ class Stack(Watcher):
         """At a new start: whose something is nobody can tell but by the journals; a journal knows instances, not servers."""
         journals = [self._read(bytes(file.data)) for f in self.folders if (file := self.disk.names.get(f"{f}/{journal.NAME}")) is not None]
         words = {
-            (word.instance.address, Operator.MAINTENANCE if self.layout.costly and word.state is Operator.DRAINING else word.state)
+            (word.instance.address, in_its_words(state, not self.layout.costly))
             for force in journals
             for _, stored in force.overrides.values()
             if (word := stored.intent.override) is not None
+            for state in (word.state, *word.before)
         }
-        out = {instance.address for force in journals for instance in force.ejections}
+        ejections = [e for force in journals for _, stored in force.ejections.values() if (e := stored.intent.ejection) is not None]
+        out = {ejection.instance.address for ejection in ejections}
+        theirs = {server for ejection in ejections for server in ejection.others}
         for balancer in self.balancers.values():
             for ref, hands in balancer.hands.items():
                 seen = balancer.seen(ref)
-                if hands.ours == "hand" and seen.address in out:
+                is_known = len(self.folders) == 1 and ServerRef(balancer.name, ref) in theirs
+                if hands.ours == "hand" and seen.address in out and not is_known:
                     hands.ours = "both"
                 if seen.address is None or seen.operator is READY:
                     continue

@@ -182,6 +182,33 @@ def test_what_a_dead_sidecar_has_out_is_given_back_though_another_has_taken_over
         box.wait_in(0)
 
 
+def test_what_one_that_stands_by_has_out_is_given_back_once_it_answers_no_more_and_is_no_word_of_an_operator() -> None:
+    with lab("haproxy-2.8-none") as box:
+        first = with_one_out(box)
+        second = box.sidecar(name="second")
+        second.start()
+        second.wait_healthy(box.ports[1:])
+        first.end(signal.SIGKILL)
+        until(lambda: not any(h["name"] == "standby" for h in _holds(second)), "it has taken over")
+        path = first.state / "lease"
+        first.start()
+        until(lambda: json.loads(path.read_text())["standing_by"], "it stands by, and says so")
+        first.end(signal.SIGKILL)
+        box.instances.start(0)
+        promise = json.loads(path.read_text())
+        promise["standing_by"] = dict.fromkeys(promise["standing_by"], 1.0)  # as if it had waited for long
+        path.write_text(json.dumps(promise))
+        first.start()
+        until(lambda: first.judgements(), "it lives, and stands by again")
+
+        code, said = command("release", "--expired", str(first.config))
+
+        assert code == 0 and "given back" in said, said
+        box.wait_in(0)
+        until(lambda: first.judgements().get(box.ports[0]) == "healthy", "it has let go of it as well")
+        assert not [e for e in first.events("operator") if "hands off" in e["sentence"]]
+
+
 def _holds(sidecar: Daemon) -> list[dict[str, str]]:
     status, found = sidecar.ask("/api/v1/services/shop")
     assert status == 200

@@ -26,6 +26,15 @@ def test_a_lease_holds_until_its_end_and_no_longer(tmp_path: Path) -> None:
     assert lease.expired(9999.0, BOOT)
 
 
+def test_who_stands_by_answers_no_more_once_its_promise_there_is_over(tmp_path: Path) -> None:
+    LeaseFile(tmp_path, BOOT).renew(1120.0, {"edge": 1100.0})
+
+    lease = LeaseFile(tmp_path, BOOT).read()
+
+    assert lease.unanswered(1099.0, BOOT) == frozenset()
+    assert lease.unanswered(1100.0, BOOT) == {"edge"} and not lease.expired(1100.0, BOOT)
+
+
 def test_renewing_moves_the_end_and_ending_ends_it(tmp_path: Path) -> None:
     file = LeaseFile(tmp_path, BOOT)
     file.renew(1120.0)
