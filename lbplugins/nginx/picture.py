@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from lbplugins.nginx.layout import Upstream
+from lbplugins.nginx.layout import Outside, Upstream
 from lbplugins.nginx.servers import Include, Server
 from lbplugins.values import FULL, Operator, Ref, Seen, Setting
 
@@ -65,13 +65,19 @@ def outside(upstream: Upstream, generation: str, remark: str = "") -> dict[Ref, 
             address=out.address,
             weight=out.weight,
             grain_pct=100,
-            writable=f"{out.name} stands in {out.where}; move its line to {upstream.file}" if upstream.is_moved else upstream.to_do,
+            writable=_to_do(upstream, out),
             settle_s=SETTLE_S,
             generation=generation,
             remark=remark,
         )
         for out in upstream.outside
     }
+
+
+def _to_do(upstream: Upstream, out: Outside) -> str:
+    if out.address is None:
+        return f"{out.name} has no address and port by which to judge it: never asked, never written"
+    return f"{out.name} stands in {out.where}; move its line to {upstream.file}" if upstream.is_moved else upstream.to_do
 
 
 def _seen(pool: Pool, server: Server, running: Server | None, generation: str, remark: str) -> Seen:

@@ -334,7 +334,8 @@ async def _override(args: argparse.Namespace, out: Output, word: Word) -> int:
         done: list[tuple[Meant, models.Done]] = []
         for each in meant:
             where = _path(each) + "/override/" + path(owner).removeprefix("/api/v1/")
-            query = {"wait": f"{wait_s:g}s"} if wait_s is not None and len(meant) == 1 else {}
+            is_written = each.service.mode == "act"
+            query = {"wait": f"{wait_s:g}s"} if wait_s is not None and len(meant) == 1 and is_written else {}
             try:
                 answer = await daemon.ask("PUT", where, query, body=body, extra_s=wait_s or 0.0)
             except Refused as error:
@@ -344,10 +345,10 @@ async def _override(args: argparse.Namespace, out: Output, word: Word) -> int:
                 out.complain(f"{each}: {error}" + ("" if body.force or error.error.hold is None else "; --force does it nevertheless"))
                 continue
             done.append((each, read(models.Done, answer.body, daemon.where)))
-        if wait_s is not None and len(meant) > 1:
+        if wait_s is not None and len(meant) > 1 and all(each.service.mode == "act" for each in meant):
             done = await _all_reached(daemon, done, word, wait_s)
         for each, result in done:
-            failed |= result.reached is False
+            failed |= result.reached is False or (wait_s is not None and each.service.mode == "observe")
             await _tell_done(daemon, out, each, result, word, wait_s)
     return 1 if failed else 0
 
@@ -361,6 +362,8 @@ async def _tell_done(daemon: Daemon, out: Output, each: Meant, result: models.Do
         out.json(result.model_dump_json().encode())
         return
     out.say(f"{each}: {result.done}")
+    if each.service.mode == "observe":
+        out.say("  mode is observe: that is on record, and nothing is written to the balancer", "yellow")
     if result.reached is True:
         out.say("  and every balancer shows it", "green")
     elif result.reached is False:

@@ -87,6 +87,10 @@ def draft_haproxy(path: Path) -> Draft:
             remarks.append(
                 f"{section.kind} {section.name!r} in line {section.number}: a name that cannot be driven; rename it to include it"
             )
+        elif not section.all("server-template") and all(_is_nowhere(server) for server in servers):
+            remarks.append(
+                f"{section.kind} {section.name}: left out, for none of its servers has an address that could be asked (unix sockets)"
+            )
         else:
             service, more = _service(section, servers, {known.name for known in services}, path.name)
             services.append(service)
@@ -242,6 +246,10 @@ _VALUED = frozenset(
 
 
 # ---- one backend ----
+
+
+def _is_nowhere(server: Server) -> bool:
+    return server.address.startswith(("/", "unix@", "abns@", "fd@", "sockpair@")) or "$" in server.address
 
 
 def _without_servers(section: Section) -> list[str]:
@@ -495,7 +503,7 @@ def _cautions(section: Section, servers: Sequence[Server], where: str) -> list[s
     if having("slowstart") and not _slow_start(servers):
         told.append(f"{where}: its servers differ in `slowstart`: set the service's `slow_start`")
     for server in servers:
-        if server.address.startswith(("/", "unix@", "abns@", "fd@", "sockpair@")) or "$" in server.address:
+        if _is_nowhere(server):
             told.append(
                 f"{where} (line {server.number}): {server.name} at {server.address[:60]!r} has no address to ask; it stays untouched"
             )

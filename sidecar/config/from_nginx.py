@@ -87,12 +87,14 @@ def draft_nginx(path: Path) -> Draft:
             remarks.append(f"upstream {upstream.name}: there are several of this name; the one at {place} was left out: rename one")
         elif not re.fullmatch(POOL_NAME, upstream.name):
             remarks.append(f"upstream {upstream.name!r}: a name that cannot be driven; rename it to include it")
+        elif upstream.servers and all(server.words[1].startswith("unix:") for server in upstream.servers):
+            remarks.append(f"upstream {upstream.name}: left out, for all its servers are unix sockets, which cannot be probed or taken out")
         else:
             service, more = _service(upstream, uses.get(upstream.name, []), {known.name for known in services})
             services.append(service)
             remarks += [*more, *_edit(upstream, folder)]
     if not services:
-        raise DraftError(f"{path}: none of its upstreams has a name that can be driven")
+        raise DraftError(f"{path}: none of its upstreams can be driven: " + "; ".join(remarks))
     remarks.append(
         "changing a server means a reload: it needs root, or `reload: [argv…]` with a command that the sidecar's user may run; "
         "idle client connections are closed by each"

@@ -320,6 +320,18 @@ async def test_history_keeps_to_what_is_asked(lab: LabDesk, api: str) -> None:
     assert "nothing is on record that matches" in none.out
 
 
+async def test_in_observe_mode_an_act_is_said_to_be_on_record_only_and_is_not_waited_for(lab: LabDesk, api: str) -> None:
+    shop = lab.world.policy.services["shop"]
+    lab.feed(Configured(replace(lab.world.policy, services={"shop": replace(shop, mode=Mode.OBSERVE)}), lab.now))
+
+    told = await ran("drain", "shop/s1", "--wait", "10m", "--api", api)
+    ready = await ran("ready", "shop/s1", "--api", api)
+
+    assert told.code == 1 and "mode is observe: that is on record, and nothing is written to the balancer" in told.out
+    assert "not every balancer showed it" not in told.err
+    assert ready.code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

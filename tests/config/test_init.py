@@ -175,6 +175,8 @@ def test_sections_without_servers_are_passed_over_and_none_at_all_is_an_error(ha
     )
 
     assert list(config.services) == ["a"] and any("server-template" in remark for remark in remarks)
+    config, remarks, _ = haproxy(GLOBAL + "backend a\n server x 10.0.0.1:80\n server y unix@/run/y\nbackend u\n server z unix@/run/z\n")
+    assert list(config.services) == ["a"] and any("backend u: left out" in remark for remark in remarks)
     with pytest.raises(DraftError, match="no backend or listen section"):
         haproxy(GLOBAL)
 
@@ -256,6 +258,13 @@ def test_cautions_for_nginx(nginx: Callable[..., Made]) -> None:
 
     told = "\n".join(remarks)
     assert "unix socket" in told and "`ip_hash` ties users" in told and "needs root" in told and "unix:/run/a.sock;" not in told
+
+
+def test_an_upstream_of_unix_sockets_alone_is_left_out_and_said(nginx: Callable[..., Made]) -> None:
+    config, remarks, _ = nginx("upstream s { server unix:/run/a.sock; } upstream u { server 10.0.0.1:80; server unix:/run/b.sock; }")
+
+    assert list(config.services) == ["u"]
+    assert any("upstream s: left out, for all its servers are unix sockets" in remark for remark in remarks)
 
 
 def test_no_upstream_is_an_error(nginx: Callable[..., Made]) -> None:
