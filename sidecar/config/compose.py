@@ -6,14 +6,11 @@ import re
 from collections.abc import Collection, Mapping
 
 from lbplugins.values import Traits
-from sidecar.config.models import ANY, Config, PaceOptions, PolicyOptions, RuleMode, ServiceOptions
+from sidecar.config.models import ANY, Config, PaceOptions, PolicyOptions, ServiceOptions
 from sidecar.core.model import PoolRef
-from sidecar.core.policy import BalancerPolicy, Guards, Mode, Pace, Policy, Rules, ServicePolicy
+from sidecar.core.policy import BalancerPolicy, Guards, Mode, Pace, Policy, RuleMode, Rules, ServicePolicy
 from sidecar.discovery import Source, build_sources
 from sidecar.probes.options import ProbeSpec
-
-_NEVER = 2.0
-"""A share of bad probes that cannot be reached: how a rule of shares is switched off."""
 
 
 def policy(config: Config, traits: Mapping[str, Traits], config_hash: str = "") -> Policy:
@@ -116,12 +113,12 @@ def _service_policy(config: Config, name: str, service: ServiceOptions) -> Servi
     )
 
 
-def rule_modes(options: PolicyOptions) -> Mapping[str, Mode]:
-    """The rules whose mode is said; the others follow the policy version. A rule that is off only observes for the core."""
+def rule_modes(options: PolicyOptions) -> Mapping[str, RuleMode]:
+    """The rules whose mode is said; the others follow the policy version."""
     said = {"consecutive": options.consecutive, "slow": options.slow, "traffic_errors": options.traffic_errors}
     if options.window.mode is not RuleMode.ACT:
         said["window"] = options.window.mode
-    return {rule: Mode.ACT if mode.value == "act" else Mode.OBSERVE for rule, mode in said.items() if mode is not None}
+    return {rule: mode for rule, mode in said.items() if mode is not None}
 
 
 def rules(options: PolicyOptions) -> Rules:
@@ -133,7 +130,7 @@ def rules(options: PolicyOptions) -> Rules:
         rise=options.rise,
         window=options.window.probes,
         window_s=options.window.within,
-        window_bad=_NEVER if options.window.mode is RuleMode.OFF else options.window.bad,
+        window_bad=options.window.bad,
         undo_s=options.undo_within,
         hold_down_s=options.hold_down.first,
         hold_down_max_s=options.hold_down.max,
@@ -143,6 +140,7 @@ def rules(options: PolicyOptions) -> Rules:
         flap_burst_s=options.flapping.within,
         flap_per_min=options.flapping.per_minute,
         hands_off_s=options.hands_off,
+        off=frozenset(rule for rule, mode in rule_modes(options).items() if mode is RuleMode.OFF),
     )
 
 

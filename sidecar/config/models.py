@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from sidecar.core.model import PoolRef
-from sidecar.core.policy import Guards, Mode, Pace, Rules
+from sidecar.core.policy import Guards, Mode, Pace, RuleMode, Rules
 from sidecar.discovery.options import AddressText, Instances, Labels
 from sidecar.net.units import Duration, Share, Size
 from sidecar.probes.options import ProbeSpec
@@ -93,14 +93,6 @@ Probes = Annotated[tuple[ProbeSpec, ...], Field(max_length=16), AfterValidator(_
 
 
 # ---- policy ----
-
-
-class RuleMode(StrEnum):
-    """What a rule may do: act, only say what it would have done, or not be asked."""
-
-    ACT = "act"
-    OBSERVE = "observe"
-    OFF = "off"
 
 
 class MaxEjected(Options):
@@ -178,7 +170,7 @@ class PolicyOptions(Options):
     )
     rise: Count = Field(default=_RULES.rise, description="Good answers in a row until a return.")
     window: Annotated[Window, Shorthand("mode")] = Field(default=Window(), description="Too many bad of the last probes; or one word: off.")
-    consecutive: Mode | None = Field(default=None, description="act or observe, for the rules fall and fall_fast.")
+    consecutive: RuleMode | None = Field(default=None, description="act, observe or off, for the rules fall and fall_fast.")
     slow: RuleMode | None = Field(
         default=None, description="Slow against its peers. Default: acts on real traffic, observes on probes alone."
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil, comb
+from math import ceil, comb, inf
 from typing import NamedTuple
 
 from sidecar.core.guard import budget, needed
 from sidecar.core.model import Learned, Strength
-from sidecar.core.policy import Mode, Pace, ProbePlan, Rules, ServicePolicy
+from sidecar.core.policy import Mode, Pace, ProbePlan, RuleMode, Rules, ServicePolicy
 
 DAY_S = 86400.0
 ASSUMED_ANSWER_S = 0.1
@@ -193,11 +193,13 @@ def _evidence(m: Manner, rules: Rules, pace: Pace, failure: Failure) -> Span:
     """From the first failing probe's start until the evidence is complete: by the consecutive rule, or by the window if that is sooner."""
     least_s = m.timeout_s if failure is Failure.TIMEOUT else 0.0
     most_s = m.timeout_s if failure is Failure.TIMEOUT else m.slow_s
-    if failure is Failure.REFUSED:
+    if "consecutive" in rules.off:
+        by_run = Span(inf, inf)
+    elif failure is Failure.REFUSED:
         by_run = _spread(rules, pace, most_s)
     else:
         by_run = Span(_run_s(rules.fall, least_s, pace), _run_s(rules.fall, most_s, pace))
-    if rules.window_bad > 1.0:
+    if "window" in rules.off:
         return by_run
     bad = max(1, ceil(rules.window_bad * rules.window - 1e-9))
     # With fewer good answers in the window's time than it looks at, more bad ones must fill it.
@@ -257,8 +259,8 @@ def false_ejections(policy: ServicePolicy, row: Sequence[Manner], loss: float) -
 
 def _verdicts_per_day(m: Manner, rules: Rules, loss: float) -> float:
     calm = DAY_S / m.interval_s
-    by_run = calm * loss**rules.fall
-    if rules.window_bad > 1.0:
+    by_run = 0.0 if "consecutive" in rules.off else calm * loss**rules.fall
+    if "window" in rules.off:
         return by_run
     bad, size = max(1, ceil(rules.window_bad * rules.window - 1e-9)), rules.window
     # The window fills up at a bad answer that pushes a good one out, with all the other bad ones in between.
@@ -291,8 +293,11 @@ def _never(policy: ServicePolicy, n: int) -> str:
         return "it stands behind no balancer: judged and published only"
     if policy.mode is Mode.OBSERVE:
         return "mode is observe: told, not done"
-    if policy.rule_modes.get("consecutive") is Mode.OBSERVE:
-        return "policy.consecutive is observe: told, not done, but by the windowed rule"
+    match policy.rule_modes.get("consecutive"):
+        case RuleMode.OBSERVE:
+            return "policy.consecutive is observe: told, not done, but by the windowed rule"
+        case RuleMode.OFF:
+            return "policy.consecutive is off: only the windowed rule takes out"
     if n == 1:
         return "it has one instance, which is never taken out"
     if n > 1 and not most_out(policy, n).hard:

@@ -37,7 +37,7 @@ from sidecar.core.model import (
     Verb,
 )
 from sidecar.core.plan import plan, wanted_of
-from sidecar.core.policy import Mode, Policy, Rules, ServicePolicy
+from sidecar.core.policy import Mode, Policy, RuleMode, Rules, ServicePolicy
 from sidecar.core.streak import Streak
 from sidecar.core.world import World
 
@@ -487,7 +487,7 @@ class _Turn:
         return [state for name in names if name in self.world.services for state in self.world.services[name].instances.values()]
 
     def _enforced(self, state: InstanceState, policy: ServicePolicy, rule: str) -> bool:
-        if policy.mode is Mode.OBSERVE or policy.rule_modes.get(rule) is Mode.OBSERVE or not policy.pools:
+        if policy.mode is Mode.OBSERVE or policy.rule_modes.get(rule) is RuleMode.OBSERVE or not policy.pools:
             return False
         return any(self.world.policy.balancers[s.balancer].mode is Mode.ACT for s in state.servers)
 

@@ -20,6 +20,14 @@ class Mode(StrEnum):
     ACT = "act"
 
 
+class RuleMode(StrEnum):
+    """What a rule may do: act, only say what it would have done, or not be asked."""
+
+    ACT = "act"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
 class ProbePlan(NamedTuple):
     """What the core must know of a probe spec. `key` names it everywhere; `port` replaces the instance's when set."""
 
@@ -52,7 +60,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When evidence is enough. `fall_fast` is for refused and reset, at least `fast_spread_s` apart."""
+    """When evidence is enough. `fall_fast` is for refused and reset, at least `fast_spread_s` apart. `off`: rules that are not asked."""
 
     fall: int = 4
     fall_fast: int = 2
@@ -70,6 +78,7 @@ class Rules:
     flap_burst_s: float = 30.0
     flap_per_min: float = 2.0
     hands_off_s: float = 900.0
+    off: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,10 @@ class Guards:
 
 @dataclass(frozen=True, slots=True)
 class ServicePolicy:
-    """One service. `require`: how many of `probes` must be good; None = all. `pools`: (balancer, pool) pairs."""
+    """One service. `require`: how many of `probes` must be good; None = all. `pools`: (balancer, pool) pairs.
+
+    `rule_modes`: where said; those that are off are in `rules.off`.
+    """
 
     name: str
     mode: Mode = Mode.ACT
@@ -102,7 +114,7 @@ class ServicePolicy:
     rules: Rules = Rules()
     guards: Guards = Guards()
     references: tuple[tuple[Address, str], ...] = ()
-    rule_modes: Mapping[str, Mode] = field(default_factory=dict)
+    rule_modes: Mapping[str, RuleMode] = field(default_factory=dict)
     slow_start_s: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
     runbook: str = ""

@@ -98,6 +98,8 @@ def _count_bad(streak: Streak, outcome: Outcome) -> None:
 
 
 def _complete(streak: Streak, at: float, rules: Rules) -> str:
+    if "consecutive" in rules.off:
+        return "window" if _window_bad(streak, at, rules) else ""
     if streak.bad_run >= rules.fall:
         return "consecutive" if not _only_fast_and_close(streak, at, rules) else ""
     if streak.fast_run >= rules.fall_fast and at - streak.first_fast_at >= rules.fast_spread_s:
@@ -111,5 +113,7 @@ def _only_fast_and_close(streak: Streak, at: float, rules: Rules) -> bool:
 
 
 def _window_bad(streak: Streak, at: float, rules: Rules) -> bool:
+    if "window" in rules.off:
+        return False
     recent = [bad for when, bad in streak.window if at - when <= rules.window_s]
     return len(recent) >= rules.window and sum(recent) >= rules.window_bad * len(recent)

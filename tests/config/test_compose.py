@@ -13,7 +13,7 @@ from sidecar.config import Config, expand, load, observing, policy, pools_of, pr
 from sidecar.config.compose import guards, pace, rules
 from sidecar.config.models import PaceOptions, PolicyOptions
 from sidecar.core.model import PoolRef
-from sidecar.core.policy import Guards, Mode, Pace, ProbePlan, Rules
+from sidecar.core.policy import Guards, Mode, Pace, ProbePlan, RuleMode, Rules
 
 EVERY_KEY = Path(__file__).parent / "good" / "every_key.yaml"
 
@@ -47,7 +47,7 @@ def test_a_service_reaches_the_core_whole() -> None:
     assert shop.probes[0][1:] == (1.0, 1.0, None) and len(shop.probes) == 2
     assert shop.require == 1 and shop.pools == (("edge", "shop"), ("web", "shop"))
     assert shop.references == ((Address("10.0.0.1", 53), "tcp"), (Address("10.0.0.2", 80), shop.probes[0].key))
-    assert shop.rule_modes == {"consecutive": Mode.ACT, "slow": Mode.OBSERVE, "traffic_errors": Mode.OBSERVE}
+    assert shop.rule_modes == {"consecutive": RuleMode.ACT, "slow": RuleMode.OBSERVE, "traffic_errors": RuleMode.OFF}
     assert (shop.slow_start_s, shop.labels, shop.runbook, shop.from_balancer) == (60.0, {"team": "web"}, "http://wiki/shop", False)
 
 
@@ -82,13 +82,15 @@ def test_observing_is_the_same_configuration_without_hands() -> None:
     assert composed.services["shop"].rules == policy(config, {}).services["shop"].rules
 
 
-@pytest.mark.parametrize(("word", "mode", "bad"), [("act", None, 0.5), ("observe", Mode.OBSERVE, 0.5), ("off", Mode.OBSERVE, 2.0)])
-def test_the_windowed_rule_can_be_switched(tmp_path: Path, word: str, mode: Mode | None, bad: float) -> None:
+@pytest.mark.parametrize(
+    ("word", "mode", "off"), [("act", None, set()), ("observe", RuleMode.OBSERVE, set()), ("off", RuleMode.OFF, {"window"})]
+)
+def test_the_windowed_rule_can_be_switched(tmp_path: Path, word: str, mode: RuleMode | None, off: set[str]) -> None:
     text = f"balancers: {{a: {{plugin: memory}}}}\nservices: {{s: {{balancer: a, policy: {{window: {word}}}}}}}\n"
 
     service = policy(config_of(tmp_path, text), {}).services["s"]
 
-    assert (service.rule_modes.get("window"), service.rules.window_bad) == (mode, bad)
+    assert (service.rule_modes.get("window"), service.rules.off) == (mode, off)
 
 
 def test_one_share_is_both_budgets_and_require_any_is_one(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from sidecar.core.arithmetic import (
     most_out,
 )
 from sidecar.core.model import Instance, Learned, Outcome, Reason, Result, Target
-from sidecar.core.policy import Guards, Mode, Pace, ProbePlan, Rules, ServicePolicy
+from sidecar.core.policy import Guards, Mode, Pace, ProbePlan, RuleMode, Rules, ServicePolicy
 from sidecar.core.streak import Streak, clear, step
 from tests.core.lab import Answer, Lab, policy, refused
 
@@ -125,7 +125,8 @@ def random_policy(rng: random.Random) -> dict[str, Any]:
         fast_spread_s=rng.choice((0.0, 0.05, 0.15, 0.4)),
         rise=rng.randint(1, 4),
         window=rng.choice((10, 20)),
-        window_bad=rng.choice((0.3, 0.5, 2.0)),
+        window_bad=rng.choice((0.3, 0.5)),
+        off=rng.choice((frozenset(), frozenset(), frozenset({"window"}))),
     )
     return {"probes": plans, "rules": rules, "require": rng.choice((None, 1))}
 
@@ -295,8 +296,8 @@ def simulated_false_per_day(rules: Rules, interval_s: float, loss: float, probes
 @pytest.mark.parametrize(
     ("rules", "loss"),
     [
-        (Rules(fall=2, window_bad=2.0), 0.03),
-        (Rules(fall=3, window_bad=2.0), 0.1),
+        (Rules(fall=2, off=frozenset({"window"})), 0.03),
+        (Rules(fall=3, off=frozenset({"window"})), 0.1),
         (Rules(fall=4), 0.15),
         (Rules(fall=10, window=20, window_bad=0.25), 0.05),
         (Rules(fall=4, window=10, window_bad=0.5), 0.1),
@@ -321,7 +322,7 @@ def test_one_percent_loss_costs_nothing_with_the_defaults() -> None:
 def test_probes_that_must_all_fail_make_false_ejections_rarer_and_those_of_which_one_is_enough_add_up() -> None:
     row = [Manner(1.0, 0.1, 0.001, is_known=True)] * 3
     plans = tuple(ProbePlan(f"http:/{k}") for k in range(3))
-    rules = Rules(fall=2, window_bad=2.0)
+    rules = Rules(fall=2, off=frozenset({"window"}))
     one = false_ejections(ServicePolicy("shop", probes=plans[:1], rules=rules), row[:1], LOSS)
 
     every = false_ejections(ServicePolicy("shop", probes=plans, rules=rules), row, LOSS)
@@ -396,7 +397,7 @@ def test_never_fewer_are_left_than_the_guards_say(n: int, hard: float, soft: flo
         (ServicePolicy("shop", pools=(("edge", "shop"),)), 4, ""),
         (ServicePolicy("shop"), 4, "no balancer"),
         (ServicePolicy("shop", mode=Mode.OBSERVE, pools=(("edge", "shop"),)), 4, "observe"),
-        (ServicePolicy("shop", pools=(("edge", "shop"),), rule_modes={"consecutive": Mode.OBSERVE}), 4, "windowed"),
+        (ServicePolicy("shop", pools=(("edge", "shop"),), rule_modes={"consecutive": RuleMode.OBSERVE}), 4, "windowed"),
         (ServicePolicy("shop", pools=(("edge", "shop"),)), 1, "one instance"),
         (ServicePolicy("shop", pools=(("edge", "shop"),), guards=Guards(min_healthy=4)), 4, "min_healthy"),
         (ServicePolicy("shop", pools=(("edge", "shop"),), guards=Guards(max_ejected_hard=0.0)), 4, "max_ejected"),

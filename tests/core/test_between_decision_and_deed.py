@@ -9,7 +9,7 @@ import pytest
 
 from lbplugins.values import Axis, Change, Operator, Ref, Serve, Setting
 from sidecar.core.model import Act, Applied, Commanded, Discovered, Instance, Verb
-from sidecar.core.policy import Mode, Rules
+from sidecar.core.policy import RuleMode, Rules
 from tests.core.lab import Lab, good, policy, refused, status_500
 from tests.core.site import Layout, Server, Site, address, policy_for
 
@@ -357,7 +357,7 @@ def test_a_window_that_was_bad_is_no_ground_once_it_has_risen() -> None:
 
 
 def test_a_rule_that_only_observes_does_not_shield_from_one_that_acts() -> None:
-    lab = Lab(4, policy=policy(rule_modes={"window": Mode.OBSERVE}, rules=Rules(window_bad=0.3)))
+    lab = Lab(4, policy=policy(rule_modes={"window": RuleMode.OBSERVE}, rules=Rules(window_bad=0.3)))
     lab.run(WARM)
     lab.answer(1, _every_other())
     lab.run(5.0)
@@ -367,6 +367,18 @@ def test_a_rule_that_only_observes_does_not_shield_from_one_that_acts() -> None:
     lab.run(3.0)
 
     assert lab.out() == [1]
+
+
+def test_a_rule_that_is_off_is_not_asked() -> None:
+    in_a_row_off = Lab(4, policy=policy(rules=Rules(off=frozenset({"consecutive"}))))
+    both_off = Lab(4, policy=policy(rules=Rules(off=frozenset({"consecutive", "window"}))))
+    for lab in (in_a_row_off, both_off):
+        lab.run(WARM)
+        lab.answer(1, status_500())
+        lab.run(30.0)
+
+    assert [e.by for e in in_a_row_off.told("ejected")] == ["rule:window"]
+    assert both_off.told("ejected") == [] and both_off.out() == []
 
 
 def test_a_lost_witness_brings_nobody_back_in_a_freeze() -> None:
