@@ -28,8 +28,12 @@ test: $(STAMP) system-packages  ## all tests, on real balancers (installs haprox
 	@$(BIN)/python -m tests.core.schedules --seeds 20000:1000000 --facts 5000000
 
 .PHONY: sim
-sim: $(STAMP)  ## random schedules against the core: make sim SEEDS=5000:9000
-	@$(BIN)/python -m tests.core.schedules --seeds $(or $(SEEDS),0:4000)
+sim: $(STAMP)  ## random schedules against the core: make sim SEEDS=5000:9000, or FACTS=5000000 from the first seed on
+	@$(BIN)/python -m tests.core.schedules --seeds $(or $(SEEDS),$(if $(FACTS),0:1000000,0:4000)) $(if $(FACTS),--facts $(FACTS))
+
+.PHONY: coverage
+coverage: $(STAMP)  ## which judgement met which fault and which guard in 4,000 schedules; writes docs/coverage.md
+	@$(BIN)/python -m tests.core.schedules --seeds 0:4000 --coverage docs/coverage.md
 
 check: $(STAMP)  ## the fast loop: lint, types, everything but the slow tests; under a minute
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -289,7 +289,7 @@ class _Turn:
         """Too little is left in rotation that is not known to be bad: bring back soft ejections, and all when nothing else is left."""
         if not service.failing_open and all(s.ejection is None or s.ejection.returning for s in service.instances.values()):
             return
-        whole = guard.groups(self.world, service)[0]
+        whole = guard.as_heard(self.world, service, guard.groups(self.world, service)[0])
         n = len(whole.counted)
         if service.failing_open and len(whole.sound) >= policy.guards.panic_below * n:
             sentence = f"{service.name}: {len(whole.sound)} of {n} are healthy and in rotation again; no longer failing open"

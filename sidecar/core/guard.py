@@ -133,6 +133,15 @@ def groups(world: World, service: ServiceState) -> list[Group]:
     return [whole, *(_pool(world, service, *pair, verdict) for pair in policy.pools if len(policy.pools) > 1 or service.unlisted)]
 
 
+def as_heard(world: World, service: ServiceState, whole: Group) -> Group:
+    """The service as balancers that can be asked show it, if nobody serves there: an old picture of a lost one feeds nobody."""
+    heard = [server for state in service.instances.values() for server in state.servers if not world.balancers[server.balancer].error]
+    pictured = [seen for server in heard if (seen := world.seen(server)) is not None]
+    if not pictured or any(is_in_rotation(seen) for seen in pictured):
+        return whole
+    return Group(whole.name, whole.counted, whole.counted, frozenset(), whole.keys)
+
+
 def _pool(world: World, service: ServiceState, balancer_name: str, pool: str, verdict: dict[Instance, bool]) -> Group:
     balancer = world.balancers[balancer_name]
     owner = {server: s for s in service.instances.values() for server in s.servers}

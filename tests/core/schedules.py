@@ -2,9 +2,12 @@
 
     python -m tests.core.schedules --seeds 0:2000
     python -m tests.core.schedules --seeds 0:1000000 --facts 5000000
+    python -m tests.core.schedules --seeds 0:2000 --coverage docs/coverage.md
+    python -m tests.core.schedules --hour
 
 One seed is one schedule: a layout of pools and balancers, a choice of the kinds of fault that happen at all, about half a minute of
-them, then peace. A seed that breaks a promise prints its story; the same seed gives the same story again.
+them, then peace. A seed that breaks a promise is shrunk: faults that it does not need for that are left out, and the rest is told. The
+same seed gives the same story again.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from functools import partial
 from multiprocessing import Pool
+from pathlib import Path
 from random import Random
 from statistics import median
 
 from lbplugins.values import Address, Axis, Change, Operator, Ref, Serve, Setting
+from sidecar.core.guard import judge
 from sidecar.core.known import in_its_words
 from sidecar.core.model import (
     Act,
@@ -37,8 +43,12 @@ from sidecar.core.model import (
     Target,
     Verb,
 )
-from sidecar.core.policy import Mode
+from sidecar.core.policy import Mode, ProbePlan
 from sidecar.core.streak import FAST
+from tests.core import coverage
+from tests.core.lab import Lab
+from tests.core.lab import policy as lab_policy
+from tests.core.shrink import shrunk
 from tests.core.site import RULES, SPEC, Layout, Server, Side, Site, address, policy_for
 
 QUIET_S = 6.0
@@ -48,6 +58,10 @@ SETTLE_S = RULES.hold_down_max_s + 5.0 + 2.0
 """After the last fault: the longest hold-down, what the balancers may take, and the flapping guard's patience."""
 OUT_WITHIN_S = 8.0
 """How soon one that goes bad in peace must be out."""
+
+
+Covered = tuple[str, str, str]
+"""A judgement, the fault before it, and what held an act back or was done."""
 
 
 class Violation(AssertionError):
@@ -76,6 +90,8 @@ class Watched(Site):
         self.hungry_since: dict[str, float] = {}
         self.facts = 0
         self.written_by_us: list[Change] = []
+        self.fault = ""
+        self.covered: set[Covered] | None = None
         super().__init__(layout, policy_for(layout, **policy), Random(seed))  # type: ignore[arg-type]
 
     def note(self, text: str) -> None:
@@ -113,11 +129,23 @@ class Watched(Site):
     # ---- at each decision ----
 
     def decided(self, decision: Decision) -> None:
+        if self.covered is not None and self.fault:
+            self.covered |= self._covers(decision)
         for intent in decision.intents:
             self._check_intent(intent)
         for name, changes in (decision.changes or {}).items():
             for change in changes:
                 self._check_change(self.sides[name], change)
+
+    def _covers(self, decision: Decision) -> set[Covered]:
+        """What was judged, after which fault, and what became of it: each hold, or what was done."""
+        about = [(hold.instance, hold.name.value) for hold in decision.holds]
+        about += [(intent.instance, intent.act.value) for intent in decision.intents if intent.act in (Act.EJECT, Act.RETURN)]
+        return {
+            (judge(state, self.policy.services[instance.service]).value, self.fault, what)
+            for instance, what in about
+            if instance is not None and (state := self.world.state_of(instance)) is not None
+        }
 
     def _check_intent(self, intent: Intent) -> None:
         if intent.instance is None or not intent.by.startswith("rule:"):
@@ -316,17 +344,27 @@ def is_witness(heard: Sequence[Outcome], since: float) -> bool:
 class Chaos:
     """The faults of one schedule. Each method in KINDS does one thing to the site; `heal` undoes all that is not an operator's word."""
 
-    def __init__(self, seed: int, site: Watched, insist: Sequence[str] = ()) -> None:
+    def __init__(self, seed: int, site: Watched, insist: Sequence[str] = (), only: Mapping[int, object] | None = None) -> None:
+        """`only`: the strikes that happen, by number, and the state of chance in which each did; None = all."""
         self.site, self.rng = site, Random(seed * 7919 + 1)
+        self.only, self.turns, self.chances = only, 0, dict[int, object]()
         self.kinds = [kind for kind in KINDS if self.rng.random() < 0.5] or ["sick"]
         self.kinds += ["sick"] * 3 + ["well"] * 2 + [*insist] * 4
-        self.next_address, self.is_peace, self.strikes = 100, False, 0
+        self.next_address, self.is_peace, self.is_noted, self.strikes = 100, False, False, 0
         self.removed: list[tuple[Side, Ref, Server]] = []
 
     def strike(self) -> None:
+        self.turns += 1
+        if self.only is not None:
+            if self.turns not in self.only:
+                return
+            self.rng.setstate(self.only[self.turns])  # type: ignore[arg-type]
+        elif self.is_noted:
+            self.chances[self.turns] = self.rng.getstate()
         kind = self.rng.choice(self.kinds)
         if self.site.alive or kind in OUTSIDE:
             self.strikes += 1
+            self.site.fault = kind
             getattr(self, kind)()
 
     def _say(self, text: str) -> None:
@@ -635,6 +673,7 @@ class Chaos:
     def heal(self) -> None:
         """The end of all faults. What operators said by hand stays said."""
         site, self.is_peace = self.site, True
+        site.fault = ""
         self._say("peace")
         for side in site.sides.values():
             side.before_write = lambda side, changes: None
@@ -770,42 +809,93 @@ def _room(site: Watched, service: str, victim: Address) -> bool:
     return victim in ready and len(gone | {victim}) <= most_out(len(ready))
 
 
-def fingerprint(site: Watched) -> str:
-    return sha256("\n".join(site.story).encode()).hexdigest()
+# ---- a story that people can read ----
+
+STORY_LINES = 24
+"""So many lines of how it went are told, at most."""
+_QUIET_WORDS = (". healthy:", ". suspect:", ". unknown:", ". probation:", " w ")
+
+
+def told(seed: int, insist: Sequence[str] = ()) -> str:
+    """Which faults this seed needs to break its promise, and how it went: a short story in an operator's words; "" = it breaks none."""
+    whole = _played(seed, insist, None)
+    if whole[0] is None:
+        return ""
+    promise, chances = whole[0].promise, whole[1]
+
+    def still_fails(turns: Sequence[int]) -> bool:
+        found = _played(seed, insist, {turn: chances[turn] for turn in turns})[0]
+        return found is not None and found.promise == promise
+
+    needed = shrunk(sorted(chances), still_fails, tries=200)
+    violation, _, site = _played(seed, insist, {turn: chances[turn] for turn in needed})
+    assert violation is not None
+    layout = site.layout
+    pools = "; ".join(f"{service} on {balancer}/{pool}: {len(them)} servers" for (service, balancer, pool), them in layout.pools.items())
+    lines = [line for line in site.story[1:] if not any(word in line for word in _QUIET_WORDS)]
+    if len(lines) > STORY_LINES:
+        lines = [*lines[: STORY_LINES // 2], f"           … {len(lines) - STORY_LINES + 1} lines …", *lines[1 - STORY_LINES // 2 :]]
+    return "\n".join([f"seed {seed}: {violation}", f"  {pools}{'; every change is a reload' if layout.costly else ''}", *lines])
+
+
+def _played(seed: int, insist: Sequence[str], only: Mapping[int, object] | None) -> tuple[Violation | None, Mapping[int, object], Watched]:
+    """One schedule, with all its strikes or `only` these; the promise it broke, and the state of chance before each strike."""
+    rng = Random(seed)
+    site = site_of(seed, rng)
+    chaos = Chaos(seed, site, insist, only)
+    chaos.is_noted = True
+    try:
+        _run(chaos, site, rng)
+    except Violation as violation:
+        return violation, chaos.chances, site
+    return None, chaos.chances, site
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What one schedule took: facts taken in, faults struck; `broken`: the promise it broke, and its story."""
+    """What one schedule took: facts taken in, faults struck; `broken`: the promise it broke, and its story. `covered`: if asked for."""
 
     seed: int
     facts: int
     faults: int
     broken: tuple[str, str, list[str]] | None = None
+    covered: frozenset[Covered] = frozenset()
 
 
-def ran(seed: int) -> Ran:
+def ran(seed: int, *, covers: bool = False) -> Ran:
     """One schedule, told so that it can cross to another process."""
     rng = Random(seed)
     site = site_of(seed, rng)
+    site.covered = set() if covers else None
     chaos = Chaos(seed, site)
+    broken = None
     try:
         _run(chaos, site, rng)
     except Violation as violation:
-        return Ran(seed, site.facts, chaos.strikes, (violation.promise, str(violation), [f"seed {seed}", *site.story]))
-    return Ran(seed, site.facts, chaos.strikes)
+        broken = violation.promise, str(violation), [f"seed {seed}", *site.story]
+    return Ran(seed, site.facts, chaos.strikes, broken, frozenset(site.covered or ()))
 
 
-def many(seeds: Iterable[int], facts: int | None, processes: int) -> Iterator[Ran]:
+def many(seeds: Iterable[int], facts: int | None, processes: int, *, covers: bool = False) -> Iterator[Ran]:
     """Schedules in so many processes at once, until so many facts were taken in."""
     total = 0
     with Pool(processes) as pool:
-        for each in pool.imap_unordered(ran, seeds, chunksize=4):
+        for each in pool.imap_unordered(partial(ran, covers=covers), seeds, chunksize=4):
             yield each
             total += each.facts
             if facts is not None and total >= facts:
                 pool.terminate()
                 return
+
+
+def hour() -> str:
+    """What an hour of 20 instances, asked each second and all well, takes the core and its simulated world."""
+    lab = Lab(20, lab_policy(probes=(ProbePlan(SPEC, 1.0),)))
+    began, busy = time.perf_counter(), time.process_time()
+    lab.run(3600.0)
+    took, busy = time.perf_counter() - began, time.process_time() - busy
+    probes = sum(target.count for target in lab.world.targets.values())
+    return f"1 h of 20 instances at 1 s: {probes:,} probes in {took:.2f} s, {busy:.2f} s of processor time"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -814,8 +904,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--facts", type=int, help="stop once so many facts have been taken in")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one a processor)")
     parser.add_argument("--story", type=int, help="print the whole story of this one seed")
-    parser.add_argument("--lines", type=int, default=60, help="how many of the last lines of a failing story to print")
+    parser.add_argument("--whole", action="store_true", help="do not shrink what fails")
+    parser.add_argument("--coverage", type=Path, help="write what was covered into this page")
+    parser.add_argument("--hour", action="store_true", help="how long an hour of 20 instances takes that are asked each second")
     options = parser.parse_args(arguments)
+    if options.hour:
+        print(hour())
+        return 0
     if options.story is not None:
         one = ran(options.story)
         print("\n".join(one.broken[2] if one.broken else run(options.story).story))
@@ -823,14 +918,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first, last = (int(part) for part in options.seeds.split(":"))
     began, all_ran = time.perf_counter(), []
     broken: dict[str, list[int]] = {}
-    for each in many(range(first, last), options.facts, options.processes):
-        all_ran.append(each)
+    covered: Counter[Covered] = Counter()
+    for each in many(range(first, last), options.facts, options.processes, covers=options.coverage is not None):
+        all_ran.append(replace(each, covered=frozenset()))
+        covered.update(each.covered)
         if each.broken is not None:
-            promise, what, story = each.broken
-            if promise not in broken:
-                print("\n".join([*story[:2], "...", *story[2:][-options.lines :]]))
+            promise, what, _ = each.broken
+            print(f"seed {each.seed}: {what}" if promise in broken or options.whole else told(each.seed), flush=True)
             broken.setdefault(promise, []).append(each.seed)
-            print(f"seed {each.seed}: {what}", flush=True)
     took = time.perf_counter() - began
     total = sum(each.facts for each in all_ran)
     print(
@@ -838,6 +933,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f" {median(each.faults for each in all_ran):.0f} faults each), seeds {first}:{max(each.seed for each in all_ran) + 1},"
         f" {sum(map(len, broken.values()))} broken promises, {took:.0f} s, {total / took:,.0f} facts a second"
     )
+    if options.coverage is not None:
+        seeds = f"{first} to {max(each.seed for each in all_ran)}"
+        options.coverage.write_text(coverage.page(covered, seeds, len(all_ran), total))
     for promise, those in broken.items():
         print(f"{promise}: {len(those)} of {len(all_ran)} schedules, {those[:12]}")
     return 1 if broken else 0

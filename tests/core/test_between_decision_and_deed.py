@@ -733,3 +733,18 @@ def test_a_drain_outlasts_a_slot_that_goes_where_the_other_balancer_was_not_look
     site.run(3.0)
 
     assert server(site, 1, "web").operator is Operator.READY
+
+
+def test_where_nobody_serves_the_old_picture_of_a_lost_balancer_keeps_nobody_out() -> None:
+    site = warm(Layout(TWO))
+    site.behave(address(1), "refused")
+    die(site, 2)
+    assert (out(site), out(site, "web")) == ([1, 2], [1, 2])
+    site.sides["web"].reachable = False
+    site.run(2.0)
+
+    for i in (3, 4):
+        server(site, i).down = True
+    site.run(3.0)
+
+    assert out(site) == [] and site.told("returned")[-1].by == "rule:panic"

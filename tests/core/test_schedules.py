@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +20,10 @@ from sidecar.core.policy import Rules
 from sidecar.core.streak import Streak
 from sidecar.core.world import World
 from tests.core import site
-from tests.core.schedules import Violation, fingerprint, run
+from tests.core.schedules import Violation, run, told
+from tests.core.shrink import shrunk
 
+ROOT = Path(__file__).parents[2]
 SEEDS = 240
 CHUNK = 20
 PATIENCE = 150
@@ -29,13 +35,46 @@ def test_every_promise_holds_over_random_schedules(first: int) -> None:
     for seed in range(first, first + CHUNK):
         try:
             run(seed)
-        except Violation as violation:
-            pytest.fail("\n".join([str(violation), *violation.story[:2], "...", *violation.story[-40:]]), pytrace=False)
+        except Violation:
+            pytest.fail(told(seed), pytrace=False)
 
 
-@pytest.mark.parametrize("seed", [3, 17, 92])
-def test_the_same_seed_gives_the_same_story(seed: int) -> None:
-    assert fingerprint(run(seed)) == fingerprint(run(seed))
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_story_byte_for_byte_in_any_process() -> None:
+    here = ["\n".join(run(seed).story) for seed in (3, 17, 92)]
+    script = "from tests.core.schedules import run\nfor seed in (3, 17, 92): print('\\n'.join(run(seed).story), end='\\0')"
+
+    for hash_seed in ("0", "4242"):
+        there = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        )
+        assert there.stdout.decode().split("\0")[:-1] == here
+
+
+@pytest.mark.slow
+def test_a_schedule_that_fails_is_shrunk_to_what_it_needs_and_told_in_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_last_look_before_the_write(monkeypatch)
+    insist = ("forgets", "own_check")
+    seed, _ = killed_by((35, *range(PATIENCE)), insist) or pytest.fail("the mutant lives")
+
+    story = told(seed, insist)
+
+    lines = story.splitlines()
+    assert len(lines) <= 30 and lines[0].startswith(f"seed {seed}: floor: ")
+    faults = [line for line in lines if "* " in line]
+    assert 0 < len(faults) < 12
+    monkeypatch.undo()
+    assert told(seed, insist) == "", "the right core keeps its promises"
+
+
+def test_what_is_not_needed_is_left_out_and_what_is_stays() -> None:
+    tried = []
+
+    def fails(parts: Sequence[int]) -> bool:
+        tried.append(parts)
+        return {3, 17} <= set(parts)
+
+    assert shrunk(range(40), fails) == (3, 17) and len(tried) < 100
 
 
 # ---- mutants ----

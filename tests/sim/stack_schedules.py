@@ -23,6 +23,7 @@ from random import Random
 
 from lbplugins.values import NONE, Address, Operator, Ref, Serve, Setting
 from sidecar.core.model import Commanded, Instance, Verb
+from tests.core import shrink
 from tests.core.schedules import most_out
 from tests.sim.net import Balancer, Line
 from tests.sim.stack import Layout, Sidecar, Stack, Violation, address, surroundings, text_of
@@ -603,20 +604,12 @@ def broken_by(plan: Plan) -> Violation | None:
 
 def shrunk(plan: Plan, promise: str, tries: int = 400) -> Plan:
     """The plan without everything that it does not need to break this promise."""
-    size = max(1, len(plan.happenings) // 2)
-    while size and tries > 0:
-        at, has_shrunk = 0, False
-        while at < len(plan.happenings) and tries > 0:
-            tries -= 1
-            less = replace(plan, happenings=plan.happenings[:at] + plan.happenings[at + size :])
-            found = broken_by(less)
-            if found is not None and found.promise == promise:
-                plan, has_shrunk = less, True
-            else:
-                at += size
-        if not has_shrunk or size > 1:
-            size = size // 2 if size > 1 else (1 if has_shrunk else 0)
-    return plan
+
+    def still_fails(happenings: Sequence[Happening]) -> bool:
+        found = broken_by(replace(plan, happenings=tuple(happenings)))
+        return found is not None and found.promise == promise
+
+    return replace(plan, happenings=shrink.shrunk(plan.happenings, still_fails, tries))
 
 
 def told(plan: Plan, violation: Violation, *, lines: int = 40) -> str:
