@@ -56,8 +56,10 @@ from sidecar.journal.recorder import Recorder
 from sidecar.net.lag import LagMeter
 from sidecar.probes.engine import Engine
 from sidecar.publish import Origin, publishers
+from sidecar.publish.breath import breathing
 from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
+from sidecar.store import history as kept
 from sidecar.store.decisions import Decisions
 from sidecar.supervise import Supervisor
 from sidecar.web.server import Web, WebError
@@ -68,6 +70,8 @@ SELF_CHECK_S = 0.25
 CHECKS_A_DEAR_ONE = 4
 """One self-check in so many looks at what takes long with many targets: open descriptors, and whom nobody asks for any more."""
 LEARNED_EVERY_S = 30.0
+HISTORY_AFTER_S = 0.5
+"""After its ten seconds are over they are collected: not at the moment when everything else turns a round second."""
 POOLS_EVERY_S = 5.0
 RESERVED_DESCRIPTORS = 32
 NETWORK_AWAY_S = 1.0
@@ -137,6 +141,7 @@ class App:
             log.warning("%s", problem)
         self._recorder = Recorder(self.state / "recorder", self.config.state.max_size)
         self.decisions = Decisions(self.state / "decisions", max_bytes=self.config.state.max_size // 8)
+        self.history = kept.History(self.state, self.config.state.max_size // 4)
         self.reconciler = Reconciler(
             prober=_Nobody(),
             journal=self._intents,
@@ -161,6 +166,7 @@ class App:
         self._tasks.start("lease", self._renew_lease)
         self._tasks.start("learned", self._save_learned)
         self._tasks.start("pools", self._follow_pools)
+        self._tasks.start("history", self._keep_history)
         self._publish()
         log.info("lb-sidecar %s runs, mode %s, state in %s (%s)", __version__, self.config.mode, self.state, self._folder.origin)
 
@@ -252,6 +258,7 @@ class App:
         self._recorder.close()
         self._intents.close()
         self.decisions.close()
+        self.history.close()
         self._state_lock.release()
         self.log.close()
 
@@ -527,6 +534,19 @@ class App:
         with contextlib.suppress(learned.LearnedError):
             learned.save(self.state, known)
 
+    async def _keep_history(self) -> None:
+        """Every ten seconds what was measured in them, when they are over and in pieces; what a stall of minutes hid is left out."""
+        span = kept.SPANS[0]
+        told = int(clock.monotonic()) // span * span
+        while True:
+            await asyncio.sleep(span - clock.monotonic() % span + HISTORY_AFTER_S)
+            now = clock.monotonic()
+            end = int(now) // span * span
+            for start in range(max(told, end - 4 * span), end, span):
+                found = kept.rows(self.reconciler.world, self.latencies, start, start + span, now)
+                self.history.append(int(wall_of(start).timestamp()), [row async for row in breathing(found, 16) if row is not None])
+            told = end
+
     def _learned(self) -> dict[Target, Learned]:
         return {
             name: Learned(t.good, t.median_s, t.slow_s)
@@ -614,7 +634,7 @@ class App:
         found = [f"{name} failed and was started again: {why}" for name, why in self._tasks.faults.items()]
         for name, driver in self.drivers.items():
             found += [f"{name}: {word}" for word in (driver.warning, driver.host.feed_fault) if word]
-        return [*found, *(fault for fault in (self._recorder.fault, self.decisions.problem) if fault)]
+        return [*found, *(fault for fault in (self._recorder.fault, self.decisions.problem, self.history.problem) if fault)]
 
 
 class _Nobody:

@@ -22,6 +22,7 @@ from sidecar.core.world import World
 from sidecar.publish.prometheus import Writer, chosen
 from sidecar.reconcile import Reconciler
 from sidecar.store.decisions import Decisions
+from sidecar.store.history import History
 from sidecar.web.desk import SelfHealth
 
 JOURNALED_WITHIN_S = 5.0
@@ -36,6 +37,7 @@ class Sidecar(Protocol):
     reconciler: Reconciler
     latencies: Latencies
     decisions: Decisions
+    history: History
 
     @property
     def drivers(self) -> Mapping[str, Driver]: ...
@@ -66,6 +68,10 @@ class Desk:
     @property
     def decisions(self) -> Decisions:
         return self._sidecar.decisions
+
+    @property
+    def history(self) -> History:
+        return self._sidecar.history
 
     def now(self) -> float:
         return time.monotonic()

@@ -108,6 +108,11 @@ class Latencies:
         if seconds != seconds:
             raise ValueError(f"the latency of {instance} is NaN")
         index, second = index_of(seconds), int(now)
+        own, whole = self._instances.get((instance, source)), self._services.get((instance.service, source))
+        if own is not None and whole is not None:
+            own.add(index, seconds, second)
+            whole.add(index, seconds, second)
+            return
         for track in self._tracks(instance, source):
             track.add(index, seconds, second)
 
@@ -129,12 +134,22 @@ class Latencies:
         track = self._services.get((of, source)) if isinstance(of, str) else self._instances.get((of, source))
         return None if track is None or not track.count else Quantiles(track.shown(WINDOWS[window], int(now)), track.seconds, track.count)
 
+    def ended(self, of: Instance | str, source: Source, start: int, end: int, now: float) -> Summary | None:
+        """What came from `start` until `end`, whole multiples of 5 s, the last within a minute and over by now; None where nothing did."""
+        track = self._services.get((of, source)) if isinstance(of, str) else self._instances.get((of, source))
+        found = track.ended(start, end, int(now)) if track is not None else None
+        return found if found is not None and (found.count or found.failures) else None
+
     def totals(self, service: str, source: Source) -> Totals:
         """What a service's counters say since the start."""
         return _totals(self._services.get((service, source)))
 
     def instance_totals(self, instance: Instance, source: Source) -> Totals:
         return _totals(self._instances.get((instance, source)))
+
+    def counts(self, source: Source) -> Iterator[tuple[Instance, int]]:
+        """Good samples of each instance since the start."""
+        return ((instance, track.count) for (instance, of), track in self._instances.items() if of == source and track.count)
 
     def forget(self, instance: Instance) -> None:
         """Let an instance's tracks go; the service keeps what it counted."""
@@ -185,7 +200,10 @@ class _Track:
             store = self._at(second)
         self.count += 1
         self.seconds += seconds
-        store.add(index, seconds)
+        if isinstance(store, _Few):
+            store.samples.append(index)
+        else:
+            store.add(index, seconds)
 
     def fail(self, second: int) -> None:
         self.failures += 1
@@ -193,6 +211,9 @@ class _Track:
 
     def window(self, level: int, second: int) -> Summary:
         return self._at(second).window(level)
+
+    def ended(self, start: int, end: int, second: int) -> Summary:
+        return self._at(second).ended(start // LEVELS[1].width_s, end // LEVELS[1].width_s)
 
     def shown(self, level: int, second: int) -> tuple[tuple[float, float], ...]:
         store = self._at(second)
@@ -230,9 +251,6 @@ class _Few:
         self.samples = array("H")
         self.marks = array("Q", bytes(8 * sum(level.slots for level in LEVELS)))
 
-    def add(self, index: int, seconds: float) -> None:
-        self.samples.append(index)
-
     def fail(self) -> None:
         self.samples.append(_FAILURE)
 
@@ -261,6 +279,10 @@ class _Few:
     def window(self, level: int) -> Summary:
         width_s, slots = LEVELS[level]
         return self._summary(self._start(level, self.second // width_s - slots + 1), None)
+
+    def ended(self, first: int, end: int) -> Summary:
+        """Sub-windows of 5 s that are over."""
+        return self._summary(self._start(1, first), self._start(1, end))
 
     def shown(self, level: int) -> tuple[tuple[float, float], ...]:
         """What the histogram of the window would say, without making it: a bucket index is as good as its value."""
@@ -340,6 +362,9 @@ class _Many:
         now = self.second // width_s
         ended = [(level, slot) for slot in range(max(0, now - slots + 1), now)]
         return self._sum([*ended, *_running(level, self.second)])
+
+    def ended(self, first: int, end: int) -> Summary:
+        return self._sum((1, slot) for slot in range(first, end))
 
     @property
     def size_bytes(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar, cast
 
 from aiohttp import web
@@ -13,7 +14,9 @@ from pydantic import BaseModel
 from lbplugins.values import Operator
 from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Commanded, Hold, HoldName, Verb
-from sidecar.core.window import Source, WindowName
+from sidecar.core.window import Source, Summary, WindowName
+from sidecar.net.units import parse_duration
+from sidecar.store.history import SPANS, Answer, Point
 from sidecar.web import health, models, views
 from sidecar.web.asked import Asked, count, moment
 from sidecar.web.desk import Desk
@@ -26,6 +29,8 @@ from sidecar.web.stream import Stream, last_id
 
 T = TypeVar("T")
 
+STEPS, MOST_STEPS = 120, 2000
+"""Of a series: as many as it has unless a step is given, and at most."""
 BREATH = 8
 """Instances viewed between two chances for the loop to do something else: a big answer must not delay a decision."""
 _NEEDS = {Operator.READY: May.READY, Operator.DRAINING: May.DRAIN, Operator.MAINTENANCE: May.MAINT}
@@ -38,6 +43,7 @@ class Api:
         self.desk = desk
         self.stream = stream
         self._page = Page()
+        self._reading = asyncio.Semaphore(1)
         self._openapi = json.dumps(document(), separators=(",", ":")).encode()
 
     # ---- the sidecar's own ----
@@ -99,11 +105,52 @@ class Api:
         source = asked.choice("source", ("probe", "traffic"), "probe")
         # `choice` lets only these literals pass
         look, service = self._look(), self._service(asked)
+        if asked.query("since") or asked.query("until"):
+            if asked.query("window"):
+                raise Problem(400, "`window` and a range are two ways to say how far back", "give `window`, or `since` and `until`")
+            return await self._latency_of(service, cast(Source, source), *self._range(asked))
         own = views.latency(look.latencies.service(service.name, cast(Source, source), cast(WindowName, window), look.now))
         instances = {}
         async for i, name in _slowly(names(service).items()):
             instances[name] = views.latency(look.latencies.instance(i, cast(Source, source), cast(WindowName, window), look.now))
         return models.Latencies(service=own, instances=instances)
+
+    async def series(self, asked: Asked) -> BaseModel:
+        service = self._service(asked)
+        source = cast(Source, asked.choice("source", ("probe", "traffic"), "probe"))
+        since, until = self._range(asked)
+        usual = float(max(SPANS[0], -(-(until - since) // STEPS // SPANS[0]) * SPANS[0]))
+        step = int(asked.read("step", parse_duration, usual))
+        if (until - since) // max(step, 1) > MOST_STEPS:
+            raise Problem(400, f"that are more than {MOST_STEPS} steps", "give a longer `step` or a shorter range")
+        found = await self._kept(service.name, source, since, until, step, asked.query("instance"))
+        points = {name: views.column(each) async for name, each in _slowly_named(found.points)}
+        whole = points.pop("", models.Column())
+        bounds = {"since": _when(since), "until": _when(until)}
+        return models.Series(source=source, **bounds, step_s=found.step_s, service=whole, instances=points)
+
+    async def _latency_of(self, service: ServiceState, source: Source, since: int, until: int) -> models.Latencies:
+        """Of any range; instances by their names, those that are gone by their addresses."""
+        found = await self._kept(service.name, source, since, until, until - since, None)
+        called = {str(instance.address): name for instance, name in names(service).items()}
+        told = {}
+        for address, (point, *_) in found.points.items():
+            told[called.get(address, address)] = views.latency(Summary(point.times.count, point.failures, point.times))
+        return models.Latencies(service=told.pop("", models.Latency()), instances=told)
+
+    async def _kept(self, service: str, source: Source, since: int, until: int, step: int, instance: str | None) -> Answer:
+        """One reader at a time: each takes a processor for as long as it has much to sum up."""
+        async with self._reading:
+            return await asyncio.to_thread(self.desk.history.read, service, source, since, until, step, instance)
+
+    def _range(self, asked: Asked) -> tuple[int, int]:
+        """Seconds since 1970; the last hour unless given."""
+        now = self.desk.wall_of(self.desk.now())
+        until = asked.read("until", moment, now)
+        since = asked.read("since", moment, until - timedelta(hours=1))
+        if since >= until:
+            raise Problem(400, "`since` is not before `until`", "give an earlier `since`")
+        return int(since.timestamp()), -int(-until.timestamp() // 1)
 
     async def decisions(self, asked: Asked) -> BaseModel:
         service = asked.query("service")
@@ -291,6 +338,16 @@ async def _slowly(things: Iterable[T]) -> AsyncIterator[T]:
         yield thing
         if place % BREATH == 0:
             await asyncio.sleep(0)
+
+
+async def _slowly_named(points: Mapping[str, Sequence[Point]]) -> AsyncIterator[tuple[str, Sequence[Point]]]:
+    for name, each in points.items():
+        yield name, each
+        await asyncio.sleep(0)
+
+
+def _when(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _own(answer: models.Live) -> web.Response:

@@ -11,6 +11,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
 from sidecar.store.decisions import Decisions
+from sidecar.store.history import History
 
 
 class SelfHealth(TypedDict):
@@ -43,6 +44,9 @@ class Desk(Protocol):
 
     @property
     def decisions(self) -> Decisions: ...
+
+    @property
+    def history(self) -> History: ...
 
     def now(self) -> float:
         """Monotonic seconds, the clock of the facts."""

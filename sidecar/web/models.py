@@ -91,6 +91,40 @@ class Latencies(Model):
     instances: Mapping[str, Latency]
 
 
+class Column(Model):
+    """The history of an instance, or of a whole service, one entry of each row for a step in which something came, oldest first.
+
+    `at`: when the step begins, seconds since 1970. Times in seconds; `min` and `max` within half a percent, quantiles null where there are
+    too few samples, as everywhere. `judgement`, `operator` and `serving`: at the end of the step; of a service, null.
+    """
+
+    at: tuple[int, ...] = ()
+    count: tuple[int, ...] = ()
+    failures: tuple[int, ...] = ()
+    min: tuple[float | None, ...] = ()
+    p50: tuple[float | None, ...] = ()
+    p90: tuple[float | None, ...] = ()
+    p99: tuple[float | None, ...] = ()
+    max: tuple[float | None, ...] = ()
+    judgement: tuple[Judgement | None, ...] = ()
+    operator: tuple[Operator | None, ...] = ()
+    serving: tuple[Serving | None, ...] = ()
+
+
+class Series(Model):
+    """`/api/v1/services/{s}/series`. Instances by address:port, those that are gone too.
+
+    `step_s`: at least what was asked for, more where only coarser rows are kept.
+    """
+
+    source: str
+    since: When
+    until: When
+    step_s: int
+    service: Column
+    instances: Mapping[str, Column]
+
+
 # ---- services and instances ----
 
 
@@ -408,6 +442,7 @@ __all__ = [
     "TTL_MAX_S",
     "Adopted",
     "Check",
+    "Column",
     "Counts",
     "Decision",
     "Decisions",
@@ -429,6 +464,7 @@ __all__ = [
     "Quantile",
     "ReasonBody",
     "Reloaded",
+    "Series",
     "Server",
     "Service",
     "Services",

@@ -50,6 +50,8 @@ _I = _S + "/instances/{instance}"
 _WAIT = Param("wait", "wait so long for the balancers to show it, as 60s; at most 600s")
 _FORCE = Param("force", "pass the guard or owner that refuses; this act only, and logged", ("0", "1", "true", "false"))
 _SERVICE = Param("service", "this service alone")
+_SOURCE = Param("source", "whose measurement; probe unless given", ("probe", "traffic"))
+_RANGE = (Param("since", "RFC 3339, inclusive"), Param("until", "RFC 3339, exclusive; now unless given"))
 _POOL = Param("pool", "BALANCER/POOL")
 
 ROUTES: tuple[Route, ...] = (
@@ -70,10 +72,15 @@ ROUTES: tuple[Route, ...] = (
         "latency",
         "percentiles, of the service and of each instance",
         models.Latencies,
-        query=(
-            Param("window", "how far back; 1m unless given", ("10s", "1m", "5m", "1h")),
-            Param("source", "whose measurement; probe unless given", ("probe", "traffic")),
-        ),
+        query=(Param("window", "how far back; 1m unless given", ("10s", "1m", "5m", "1h")), _SOURCE, *_RANGE),
+    ),
+    Route(
+        "GET",
+        _S + "/series",
+        "series",
+        "how response times, failures and states went, step by step; `step` as 30s",
+        models.Series,
+        query=(*_RANGE, Param("step", "as 30s, at least 10s; 1/120 of the range unless given"), _SOURCE, Param("instance", "address:port")),
     ),
     Route("GET", _I, "instance", "one instance, by address:port, server name or a prefix that fits it alone", models.Instance),
     Route(

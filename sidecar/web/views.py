@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lbplugins.values import Operator
@@ -11,6 +11,7 @@ from sidecar.core.model import Hold, Instance, Judgement
 from sidecar.core.policy import Mode, ServicePolicy
 from sidecar.core.window import Source, Summary, WindowName
 from sidecar.store.decisions import Page, Record
+from sidecar.store.history import Point, State
 from sidecar.web import health, models
 from sidecar.web.desk import SelfHealth
 from sidecar.web.look import Look, identity
@@ -117,6 +118,25 @@ def sidecar(look: Look, own: SelfHealth, status: models.Status) -> models.Sideca
 def latency(summary: Summary) -> models.Latency:
     quantiles = {name: models.Quantile(value=q.value, samples=q.samples, needed=q.needed) for name, q in summary.quantiles().items()}
     return models.Latency(count=summary.count, failures=summary.failures, **quantiles)
+
+
+def column(points: Sequence[Point]) -> models.Column:
+    """Points of the history, as columns."""
+    stood = [State.of(point.state) for point in points]
+    quantiles = [Summary(point.times.count, point.failures, point.times).quantiles() for point in points]
+    return models.Column(
+        at=tuple(point.at for point in points),
+        count=tuple(point.times.count for point in points),
+        failures=tuple(point.failures for point in points),
+        min=tuple(point.times.min for point in points),
+        p50=tuple(found["p50"].value for found in quantiles),
+        p90=tuple(found["p90"].value for found in quantiles),
+        p99=tuple(found["p99"].value for found in quantiles),
+        max=tuple(point.times.max for point in points),
+        judgement=tuple(state.judgement if state else None for state in stood),
+        operator=tuple(state.operator if state else None for state in stood),
+        serving=tuple(state.serving if state else None for state in stood),
+    )
 
 
 def hold(held: Hold) -> models.Hold:

@@ -20,6 +20,7 @@ from sidecar.core.policy import Policy
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
 from sidecar.store.decisions import Decisions
+from sidecar.store.history import History
 from sidecar.web.desk import SelfHealth
 from sidecar.web.options import ApiOptions
 from sidecar.web.server import Web
@@ -52,8 +53,14 @@ class LabDesk(Scene):
 class Desk:
     """`sidecar.web.desk.Desk` over a LabDesk."""
 
-    def __init__(self, lab: LabDesk) -> None:
+    def __init__(self, lab: LabDesk, folder: Path) -> None:
+        """`folder`: where its history would be, which no command asks for."""
         self.lab = lab
+        self.folder = folder
+
+    @property
+    def history(self) -> History:
+        return History(self.folder, 0)
 
     @property
     def world(self) -> World:
@@ -121,7 +128,7 @@ class Desk:
 async def serving(lab: LabDesk, folder: Path, **options: object) -> AsyncIterator[str]:
     """The API of this lab on a unix socket (and what `options` add); gives `unix:PATH`."""
     path = folder / "api.sock"
-    server = Web(ApiOptions.model_validate({"listen": None, "socket": str(path), **options}), Desk(lab))
+    server = Web(ApiOptions.model_validate({"listen": None, "socket": str(path), **options}), Desk(lab, path.parent))
     assert await server.open() == []
     try:
         yield f"unix:{path}"

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from lbplugins.values import Address
+from sidecar.store.history import History
 from sidecar.web.connections import Limits
 from sidecar.web.options import ApiOptions
 from sidecar.web.server import Web, WebError
@@ -63,9 +64,12 @@ Serve = Callable[..., Awaitable[Surface]]
 async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     """Opens surfaces and closes them again: `await serve(desk, limits=…, options…)`."""
     opened: list[Surface] = []
+    kept: list[History] = []
 
     async def start(desk: LabDesk | None = None, limits: Limits | None = None, **options: object) -> Surface:
         desk = desk or warm(seconds=2.0)
+        desk.kept = desk.kept or History(tmp_path, 64 << 20)
+        kept.append(desk.kept)
         given = {"socket": str(tmp_path / f"api{len(opened)}.sock"), "tokens": TOKEN_OPTIONS, **options}
         for _ in range(50):
             listen = Address("127.0.0.1", random.randrange(20000, 32000))
@@ -82,3 +86,5 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     yield start
     for surface in opened:
         await surface.close()
+    for history in kept:
+        history.close()

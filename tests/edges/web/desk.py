@@ -12,6 +12,7 @@ from sidecar.core.turn import turn
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
 from sidecar.store.decisions import Decisions
+from sidecar.store.history import History
 from sidecar.web.desk import SelfHealth
 from tests.core.lab import Lab, good
 
@@ -87,6 +88,7 @@ class LabDesk:
         self.adopted: list[tuple[str, str, bool, str]] = []
         self.commands: list[Commanded] = []
         self.frozen_loop_s = 0.0
+        self.kept: History | None = None
 
     @property
     def world(self) -> World:
@@ -103,6 +105,11 @@ class LabDesk:
     @property
     def decisions(self) -> Decisions:
         return self.lab.log
+
+    @property
+    def history(self) -> History:
+        assert self.kept is not None, "a surface puts one in"
+        return self.kept
 
     def now(self) -> float:
         return self.lab.now + self.frozen_loop_s

@@ -30,6 +30,7 @@ CALLS = [
     ("GET", "/api/v1/services", None),
     ("GET", S, None),
     ("GET", S + "/latency?window=10s&source=probe", None),
+    ("GET", S + "/series?step=30s", None),
     ("GET", I, None),
     ("GET", "/api/v1/decisions?service=shop&limit=3", None),
     ("PUT", I + "/override/ci?wait=10s", {"state": "draining", "ttl": "15m", "reason": "2.14"}),
