@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lbplugins.api import Balancer, BalancerError
@@ -22,7 +22,7 @@ from sidecar.core.policy import Mode
 if TYPE_CHECKING:
     from sidecar.app import App
 
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 2.0
 STANDS_S = 5.0
 """What a start or a reload of the balancer makes look so for a moment is nobody's mistake."""
 PATIENCE_S = 5.0
@@ -62,19 +62,11 @@ def due(config: Config, name: str) -> frozenset[str]:
 
 def absent(config: Config, name: str, seen: Mapping[Ref, Seen], pools: frozenset[str]) -> Iterator[str]:
     """One line for each pool that is not there or has nobody to be asked. `pools`: all that the balancer can list."""
-    there = f"it has: {listed(sorted(pools), 8)}" if pools else "it lists none with servers"
-    cure = "correct `pool` of the service" + (", or give it `instances`, which then make the pool" if is_filled(config, name) else "")
-    for pool in sorted(due(config, name) - {ref.pool for ref in seen}):
-        near = did_you_mean(pool, pools)
-        yield f"{name} has no pool {pool!r} with servers{f'{near} {there[0].upper() + there[1:]}' if near else f'; {there}'}: {cure}"
-    by_pool = _by_pool(seen)
-    for pool in sorted(wanted(config, name)):
-        mine = by_pool.get(pool, {})
-        if mine and all(each.address is None for each in mine.values()):
-            yield (
-                f"{name}: no server of pool {pool!r} ({listed(mine, 8)}) has an address and port now, so none can be asked or taken out: "
-                "give it some as IP:PORT (unix sockets are left alone), see to its DNS, or leave the pool out"
-            )
+    mine = _by_pool(seen)
+    for pool in sorted(due(config, name) - mine.keys()):
+        yield _absent(config, name, pool, pools)
+    for pool in sorted(wanted(config, name) & mine.keys()):
+        yield from _nowhere(name, pool, mine[pool])
 
 
 def kept_off(config: Config, name: str, seen: Mapping[Ref, Seen]) -> Iterator[str]:
@@ -82,22 +74,48 @@ def kept_off(config: Config, name: str, seen: Mapping[Ref, Seen]) -> Iterator[st
 
     Where nothing acts on this balancer, of all its pools: so it would be. Else only of those that may be acted on.
     """
-    observing = {ref.pool for key, each in config.services.items() if each.mode is Mode.OBSERVE for ref in compose.pools_of(key, each)}
-    by_pool = _by_pool(seen)
-    for pool in sorted(wanted(config, name) - (observing if mode_of(config, name) is Mode.ACT else set())):
-        mine = [each for each in by_pool.get(pool, {}).values() if each.operator is Operator.READY and each.address is not None]
-        if mine and all(each.writable is not None for each in mine):
-            reasons = list(dict.fromkeys(each.writable or "" for each in mine))
-            more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
-            yield f"{name}: no server of pool {pool!r} can be taken out: {reasons[0]}{more}"
+    mine = _by_pool(seen)
+    for pool in sorted((acting(config, name) or wanted(config, name)) & mine.keys()):
+        yield from _kept_off(name, pool, mine[pool])
 
 
-def _by_pool(seen: Mapping[Ref, Seen]) -> dict[str, dict[str, Seen]]:
-    """Server by name, by pool."""
-    found: dict[str, dict[str, Seen]] = {}
+def acting(config: Config, name: str) -> frozenset[str]:
+    """The pools that may be acted on."""
+    if mode_of(config, name) is Mode.OBSERVE:
+        return frozenset()
+    observing = {ref for key, each in config.services.items() if each.mode is Mode.OBSERVE for ref in compose.pools_of(key, each)}
+    return wanted(config, name) - {ref.pool for ref in observing if ref.balancer == name}
+
+
+def _by_pool(seen: Mapping[Ref, Seen]) -> dict[str, list[tuple[Ref, Seen]]]:
+    pools: dict[str, list[tuple[Ref, Seen]]] = {}
     for ref, each in seen.items():
-        found.setdefault(ref.pool, {})[ref.server] = each
-    return found
+        pools.setdefault(ref.pool, []).append((ref, each))
+    return pools
+
+
+def _absent(config: Config, name: str, pool: str, pools: frozenset[str]) -> str:
+    there = f"it has: {listed(sorted(pools), 8)}" if pools else "it lists none with servers"
+    cure = "correct `pool` of the service" + (", or give it `instances`, which then make the pool" if is_filled(config, name) else "")
+    near = did_you_mean(pool, pools)
+    return f"{name} has no pool {pool!r} with servers{f'{near} {there[0].upper() + there[1:]}' if near else f'; {there}'}: {cure}"
+
+
+def _nowhere(name: str, pool: str, servers: Sequence[tuple[Ref, Seen]]) -> Iterator[str]:
+    if servers and all(each.address is None for _, each in servers):
+        names = listed((ref.server for ref, _ in servers), 8)
+        yield (
+            f"{name}: no server of pool {pool!r} ({names}) has an address and port now, so none can be asked or taken out: "
+            "give it some as IP:PORT (unix sockets are left alone), see to its DNS, or leave the pool out"
+        )
+
+
+def _kept_off(name: str, pool: str, servers: Sequence[tuple[Ref, Seen]]) -> Iterator[str]:
+    mine = [each for _, each in servers if each.operator is Operator.READY and each.address is not None]
+    if mine and all(each.writable is not None for each in mine):
+        reasons = list(dict.fromkeys(each.writable or "" for each in mine))
+        more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+        yield f"{name}: no server of pool {pool!r} can be taken out: {reasons[0]}{more}"
 
 
 async def watch(app: App) -> None:
@@ -115,19 +133,23 @@ async def watch(app: App) -> None:
 
 
 async def _found(app: App, name: str) -> list[str]:
-    """What there is to say of a balancer now; nothing while it is not seen."""
+    """What there is to say of a balancer now; nothing while it is not seen. Pool by pool, so that no decision waits for it."""
     balancer, driver, config = app.reconciler.world.balancers.get(name), app.drivers.get(name), app.config
     if balancer is None or driver is None or balancer.error or balancer.seen_at == float("-inf"):
         return []
-    pools: frozenset[str] = frozenset()
-    if due(config, name) - balancer.refs.keys():
+    lines: list[str] = []
+    if missing := due(config, name) - balancer.refs.keys():
         try:
             pools = await driver.host.pools(PATIENCE_S)
         except BalancerError:
             return []
-    names = wanted(config, name)
-    mine = {ref: each for ref, each in balancer.seen.items() if ref.pool in names}
-    return [*absent(config, name, mine, pools), *(kept_off(config, name, mine) if mode_of(config, name) is Mode.ACT else ())]
+        lines += [_absent(config, name, pool, pools) for pool in sorted(missing)]
+    acts = acting(config, name)
+    for pool in sorted(wanted(config, name)):
+        servers = list(balancer.of_pool(pool))
+        lines += [*_nowhere(name, pool, servers), *(_kept_off(name, pool, servers) if pool in acts else ())]
+        await asyncio.sleep(0)
+    return lines
 
 
 __all__ = ["absent", "kept_off", "mode_of", "wanted", "watch"]
