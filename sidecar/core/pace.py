@@ -13,11 +13,9 @@ from sidecar.core.streak import Streak
 from sidecar.core.world import World
 
 
-def asks(world: World, targets: Iterable[Target], now: float) -> tuple[Ask, ...]:
-    """The next question for each of these targets that has none scheduled."""
-    known = world.targets
-    due = [target for name in targets if (target := known.get(name)) is not None and target.scheduled is None]
-    return tuple([_next(world, target, now) for target in due])
+def asks(world: World, targets: Iterable[TargetState], now: float) -> tuple[Ask, ...]:
+    """The next question for each of these targets that has none scheduled and is still used."""
+    return tuple([_next(world, each, now) for each in targets if each.scheduled is None and (each.users or each.references)])
 
 
 def at_once(world: World, name: Target, now: float, *, fresh: bool = False) -> Ask | None:
@@ -41,7 +39,7 @@ def _next(world: World, target: TargetState, now: float) -> Ask:
     pace = world.policy.pace
     patience = timeout_s(target, pace)
     if target.nudged:
-        return Ask(target.target, now, patience, fresh=True)
+        return Ask(target.target, now, patience, True)
     calm = interval_s(target, pace)
     if target.count == 0:
         return Ask(target.target, now + _share(target) * min(calm, pace.first_interval_s), patience)

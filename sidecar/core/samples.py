@@ -103,11 +103,10 @@ class SinkCount:
 class Tallies:
     """What is counted since the start. Owner: the loop that absorbs facts; changed by the `count…` methods only.
 
-    `good`: good answers to probes; `probes`: the others, by service, address, result and reason. `latency`: good answers by
-    (service, source). Counters of a thing that is gone stay until MAX_ROWS others have come.
+    `probes`: those without a good answer, by service, address, result and reason; Latencies count the others. `latency`: good answers
+    by (service, source). Counters of a thing that is gone stay until MAX_ROWS others have come.
     """
 
-    good: dict[Instance, int] = field(default_factory=dict)
     probes: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
     traffic: dict[tuple[str, str], int] = field(default_factory=dict)
     latency: dict[tuple[str, Source], Histogram] = field(default_factory=dict)
@@ -122,17 +121,17 @@ class Tallies:
 
     def count(self, fact: Fact, world: World) -> None:
         """Count one fact, after `world` has absorbed it: that tells whose the target of a probe is."""
-        self._add(self.facts, _KINDS[type(fact)])
+        kind = _KINDS[type(fact)]
+        self.facts[kind] = self.facts.get(kind, 0) + 1
         match fact:
             case Probed(outcome):
                 target = world.targets.get(outcome.target)
                 for instance in target.users if target else ():
-                    if outcome.result is _OK:
-                        self._add(self.good, instance)
-                        self._time(instance.service, "probe", outcome.seconds)
-                    else:
+                    if outcome.result is not _OK:
                         reason = outcome.reason.value if outcome.reason else ""
                         self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
+                        continue
+                    self._time(instance.service, "probe", outcome.ended - outcome.started)
             case Pictured():
                 if fact.error:
                     self._add(self.picture_errors, fact.balancer)
@@ -223,7 +222,7 @@ def condensed(world: World, policy: Policy, latencies: Latencies, now: float, ow
         service_policy = policy.services.get(name)
         if service_policy is not None and world.services.get(name) is service:
             yield from _service(world, service, service_policy, latencies, now, own)
-    yield from _counted(own.tallies)
+    yield from _counted(own.tallies, latencies)
 
 
 def grouped(found: Iterable[Sample]) -> list[Sample]:
@@ -417,9 +416,9 @@ def _summary(of: str, value: Quantiles, labels: Labels) -> Sample:
 # ---- counted since the start ----
 
 
-def _counted(tallies: Tallies) -> Iterator[Sample]:
+def _counted(tallies: Tallies, latencies: Latencies) -> Iterator[Sample]:
     probes = Counter(tallies.probes)
-    for instance, count in tallies.good.items():
+    for instance, count in latencies.counts("probe"):
         probes[instance.service, str(instance.address), Result.OK.value, ""] += count
     for (service, address, result, reason), count in sorted(probes.items()):
         yield _counter("probes", count, "Probes by their result.", service=service, address=address, result=result, reason=reason)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from sidecar.core import pace
 from sidecar.core.decide import decide
-from sidecar.core.model import Ask, Decision, Fact, Probed, Target
+from sidecar.core.known import TargetState
+from sidecar.core.model import Ask, Decision, Fact, Probed
 from sidecar.core.world import World
 
 
@@ -17,17 +18,19 @@ def turn(world: World, facts: Sequence[Fact], now: float) -> tuple[Decision | No
     The decision is None when nothing in the batch needed one: then only the next questions follow.
     """
     touched: dict[str, None] = {}
-    asked: list[Target] = []
+    asked: list[TargetState] = []
     for fact in facts:
         for name in world.absorb(fact):
             touched[name] = None
-        if type(fact) is Probed:
-            asked.append(fact.outcome.target)
+        if type(fact) is Probed and (target := world.targets.get(fact.outcome.target)) is not None:
+            asked.append(target)
     decision = None
     if touched or world.commands or world.events:
         decision = decide(world, world.policy, now, touched)
         world.settle(decision)
-    asks = pace.asks(world, (*asked, *world.unasked), now)
+    if world.unasked:
+        asked += [target for name in world.unasked if (target := world.targets.get(name)) is not None]
+    asks = pace.asks(world, asked, now)
     world.scheduled(asks)
     if decision is None:
         return None, asks

@@ -38,6 +38,8 @@ from sidecar.core.policy import Guards, Policy
 
 SOON_S, LATER_S, CALM_S = 0.1, 1.0, 10.0
 """How long a service is left alone in which something is under way, in which somebody is out, in which all is well."""
+ALL_LOOKED_AT = 30
+"""From so many good answers on, the median follows each tenth, and each that is slow."""
 _OK, _FAIL, _UNKNOWN = Result.OK, Result.FAIL, Result.UNKNOWN
 """An enum's member costs more to look up than all that most good answers lead to."""
 
@@ -301,7 +303,7 @@ def _learn(target: TargetState, seconds: float) -> None:
     else:
         recent[good % GOOD_KEPT] = seconds
     target.good = good = good + 1
-    if good <= GOOD_KEPT or good % 10 == 0 or seconds > target.slow_s:
+    if good <= ALL_LOOKED_AT or good % 10 == 0 or seconds > target.slow_s:
         ordered = sorted(target.recent)
         target.slow_s = ordered[-min(3, len(ordered))]
         middle = ordered[len(ordered) // 2]

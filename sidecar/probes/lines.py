@@ -157,9 +157,11 @@ class Lines(Generic[L]):
                 return
             if not fresh and at < line.announced_at:
                 line.fresh, line.phase = False, _HEADERS
-                with suppress(OSError):
+                try:
                     if line.sock.send(line.request) == len(line.request):
                         return
+                except OSError:
+                    pass
             self._dial_anew(line)
         except Exception as error:  # a bug of ours ends one probe, not the asking
             self._broke(line, error)
