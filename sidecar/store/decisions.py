@@ -256,6 +256,31 @@ class Decisions:
             found.append(record)
         return Page(found)
 
+    def recall(
+        self,
+        *,
+        service: str | None = None,
+        instance: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        by: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """The same of those that are on disk alone, older than all in memory. Reads the whole log: not for the loop."""
+        with self._guard:
+            oldest = self._kept[0].id if self._kept and len(self._kept) == self._kept.maxlen else 0
+        if self._segments is None or not oldest or (since is not None and since >= self._kept[0].when):
+            return Page()
+        below, limit = min(_cursor(cursor), oldest), min(max(limit, 1), MAX_LIMIT)
+        found: deque[Record] = deque(maxlen=limit + 1)
+        try:
+            found.extend(r for r in read(self._segments.directory) if r.id < below and _matches(r, service, instance, since, until, by))
+        except OSError:
+            return Page()
+        newest = list(reversed(found))
+        return Page(newest[:limit], str(newest[limit - 1].id) if len(newest) > limit else None)
+
     def subscribe(self, maxsize: int = 256, *, after: int | None = None) -> Subscription:
         """Every record from now on, without a gap; with `after` first those newer than this id, as far as they fit in half of `maxsize`.
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar, cast
+from functools import partial
+from typing import TypedDict, TypeVar, cast
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -16,6 +17,7 @@ from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Commanded, Hold, HoldName, Verb
 from sidecar.core.window import Source, Summary, WindowName
 from sidecar.net.units import parse_duration
+from sidecar.store.decisions import Page
 from sidecar.store.history import SPANS, Answer, Point
 from sidecar.web import health, models, views
 from sidecar.web.asked import Asked, count, moment
@@ -23,7 +25,7 @@ from sidecar.web.desk import Desk
 from sidecar.web.look import Look, Unresolved, find, names
 from sidecar.web.openapi import document
 from sidecar.web.options import May
-from sidecar.web.page import Page
+from sidecar.web.page import Page as Files
 from sidecar.web.problem import Problem
 from sidecar.web.stream import Stream, last_id
 
@@ -36,13 +38,25 @@ BREATH = 8
 _NEEDS = {Operator.READY: May.READY, Operator.DRAINING: May.DRAIN, Operator.MAINTENANCE: May.MAINT}
 
 
+class _Wanted(TypedDict):
+    """Which decisions are asked for."""
+
+    service: str | None
+    instance: str | None
+    since: datetime | None
+    until: datetime | None
+    by: str | None
+    cursor: str | None
+    limit: int
+
+
 class Api:
     """The handlers. Owns nothing but its stream."""
 
     def __init__(self, desk: Desk, stream: Stream) -> None:
         self.desk = desk
         self.stream = stream
-        self._page = Page()
+        self._page = Files()
         self._reading = asyncio.Semaphore(1)
         self._openapi = json.dumps(document(), separators=(",", ":")).encode()
 
@@ -158,18 +172,24 @@ class Api:
             if service is None:
                 raise Problem(403, "this token sees its own services only", "add `service=` with one of them")
             asked.caller.require(May.READ, service)
+        limit = asked.read("limit", count(1, 1000), 100)
+        wanted = partial(
+            _Wanted,
+            service=service,
+            instance=asked.query("instance"),
+            since=asked.read("since", moment, None),
+            until=asked.read("until", moment, None),
+            by=asked.query("by"),
+            cursor=asked.query("cursor"),
+        )
         try:
-            page = self.desk.decisions.query(
-                service=service,
-                instance=asked.query("instance"),
-                since=asked.read("since", moment, None),
-                until=asked.read("until", moment, None),
-                by=asked.query("by"),
-                limit=asked.read("limit", count(1, 1000), 100),
-                cursor=asked.query("cursor"),
-            )
+            page = self.desk.decisions.query(**wanted(limit=limit))
         except ValueError as error:
             raise Problem(400, str(error), "start again without `cursor`") from error
+        if page.next_cursor is None and (left := limit - len(page.records)):
+            async with self._reading:
+                older = await asyncio.to_thread(partial(self.desk.decisions.recall, **wanted(limit=left)))
+            page = Page([*page.records, *older.records], older.next_cursor)
         return views.decisions(page)
 
     async def events(self, asked: Asked) -> web.StreamResponse:

@@ -328,3 +328,27 @@ def test_a_subscriber_whose_loop_is_gone_is_forgotten(log: Decisions) -> None:
     log.append([event(1.0)], wall_of)
 
     assert len(log.query().records) == 1
+
+
+def test_what_is_no_longer_in_memory_is_recalled_from_disk_page_by_page(tmp_path: Path) -> None:
+    log = Decisions(tmp_path, 8 * MIB, keep=50)
+    for at in range(300):
+        log.append([event(float(at), f"number {at}", by="rule:slow" if at % 2 else "outside")], wall_of)
+    wait_until(lambda: sum(1 for _ in read(tmp_path)) == 300)
+
+    assert [r.id for r in log.query(limit=1000).records] == list(range(300, 250, -1))
+    first = log.recall(limit=200)
+    assert [r.id for r in first.records] == list(range(250, 50, -1))
+    assert [r.id for r in log.recall(limit=200, cursor=first.next_cursor).records] == list(range(50, 0, -1))
+    assert log.recall(limit=200, cursor=first.next_cursor).next_cursor is None
+    early = log.recall(by="rule", since=wall_of(10.0), until=wall_of(20.0)).records
+    assert [r.sentence for r in early] == [f"number {at}" for at in (19, 17, 15, 13, 11)]
+    assert log.recall(since=wall_of(280.0)).records == [], "memory has them all"
+    log.close()
+
+
+def test_nothing_is_recalled_while_memory_has_everything(log: Decisions) -> None:
+    log.append([event(1.0)], wall_of)
+
+    assert log.recall().records == []
+    assert Decisions(None, 0).recall().records == []

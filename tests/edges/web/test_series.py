@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lbplugins.values import Operator
 from sidecar.core.histogram import Histogram, merged
-from sidecar.core.model import Judgement, Serving
+from sidecar.core.model import Event, Judgement, Serving
 from sidecar.core.window import Source
+from sidecar.store.decisions import Decisions, read
 from sidecar.store.history import History, Row, State
 from tests.edges.web.conftest import Serve, Surface, bearer
-from tests.edges.web.desk import LabDesk
+from tests.edges.web.desk import LabDesk, warm
 
 BEGIN = 1_772_352_000  # 2026-03-01T08:00:00Z
 RANGE = "since=2026-03-01T08:00:00Z&until=2026-03-01T08:10:00Z"
@@ -139,3 +141,25 @@ async def test_nothing_kept_is_an_empty_answer(serve: Serve) -> None:
 
     assert status == 200
     assert (found["instances"], found["service"]["at"]) == ({}, [])
+
+
+async def test_decisions_of_any_age_are_read_over_memory_and_disk(serve: Serve, tmp_path: Path) -> None:
+    desk = warm(seconds=2.0)
+    desk.lab.log = Decisions(tmp_path / "decisions", 8 << 20, keep=20)
+    for at in range(100):
+        desk.lab.log.append([Event("held", desk.now() + at, "hold:max_ejected", f"number {at}", "shop")], desk.wall_of)
+        while at % 50 == 49 and sum(1 for _ in read(tmp_path / "decisions")) <= at:
+            time.sleep(0.01)
+    surface = await serve(desk)
+
+    found, cursor = [], ""
+    while True:
+        async with surface.tcp.get(f"/api/v1/decisions?limit=30{cursor}", headers=bearer("READ")) as answer:
+            page = await answer.json()
+        found += [each["sentence"] for each in page["decisions"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert found == [f"number {at}" for at in reversed(range(100))]
+    desk.lab.log.close()
