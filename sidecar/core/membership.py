@@ -123,9 +123,9 @@ def plan_checks(world: Known, state: InstanceState) -> None:
             known = _new_target(world, name, plan)
             if (learned := world.learned.get(name)) is not None:
                 known.good, known.median_s, known.slow_s = learned.good, learned.median_s, learned.slow_s
-        known.plan = _quicker(known.plan, plan) if known.users and state.instance not in known.users else plan
         if state.instance not in known.users:
             known.users = (*known.users, state.instance)
+        _plan_target(world, known)
 
 
 def _new_target(world: Known, name: Target, plan: ProbePlan) -> TargetState:
@@ -139,6 +139,7 @@ def unuse(world: Known, name: Target, instance: Instance) -> None:
     target.users = tuple(u for u in target.users if u != instance)
     if not target.users and not target.references:
         del world.targets[name]
+    _plan_target(world, target)
 
 
 def plan_references(world: Known) -> None:
@@ -202,11 +203,12 @@ def end_service(world: Known, name: str) -> None:
     del world.services[name]
 
 
-def _quicker(one: ProbePlan, other: ProbePlan) -> ProbePlan:
-    """Two services share a target: the shorter interval serves both; with equal keys the rest is equal."""
-    if other.interval_s is not None and (one.interval_s is None or other.interval_s < one.interval_s):
-        return other
-    return one
+def _plan_target(world: Known, target: TargetState) -> None:
+    """Of services that share a target the shortest interval serves all; with equal keys the rest is equal. A learned one is never long."""
+    services = (world.policy.services.get(user.service) for user in target.users)
+    plans = [plan for service in services if service is not None for plan in service.probes if plan.key == target.target.spec]
+    longest = world.policy.pace.max_interval_s
+    target.plan = min(plans, key=lambda plan: longest if plan.interval_s is None else plan.interval_s, default=target.plan)
 
 
 def keep_sources(service: ServiceState, policy: ServicePolicy) -> None:

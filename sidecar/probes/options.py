@@ -270,9 +270,12 @@ class ProbeSpec(_Options):
 
     @cached_property
     def key(self) -> str:
-        """The one text for this meaning: `http:/health`, and `#` with a hash when there is more to it than that. `name` is no part."""
-        kind = self.kind
-        rest = self.model_dump(mode="json", by_alias=True, exclude={"name", "http", "https", "tcp", "tls", "grpc"}, exclude_defaults=True)
+        """The one text for this meaning: `http:/health`, and `#` with a hash when there is more to it than that.
+
+        `name` and `interval` are no part: who asks the same, however often, shares the answers. A `timeout` is one: it can be the answer.
+        """
+        kind, apart = self.kind, {"name", "interval", "http", "https", "tcp", "tls", "grpc"}
+        rest = self.model_dump(mode="json", by_alias=True, exclude=apart, exclude_defaults=True)
         if self.tls_options is not None:
             rest["tls"] = self.tls_options.model_dump(mode="json", exclude_defaults=True)
             if not rest["tls"] and kind is not Kind.GRPC:

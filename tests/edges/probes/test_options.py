@@ -29,6 +29,7 @@ KINDS: list[tuple[dict[str, Any], Kind, str]] = [
     ({"grpc": ""}, Kind.GRPC, "grpc"),
     ({"grpc": "shop.Cart"}, Kind.GRPC, "grpc:shop.Cart"),
     ({"http": "/health", "name": "deep"}, Kind.HTTP, "http:/health"),
+    ({"http": "/health", "interval": "5s"}, Kind.HTTP, "http:/health"),
     ({"http": "/health", "expect": {"status": ["200-299", "300-399"]}}, Kind.HTTP, "http:/health"),
 ]
 
@@ -44,7 +45,6 @@ MEANINGS: list[dict[str, Any]] = [
     {"http": "/h", "host": "a"},
     {"http": "/h", "headers": {"A": "1"}},
     {"http": "/h", "method": "HEAD"},
-    {"http": "/h", "interval": "1s"},
     {"http": "/h", "timeout": "1s"},
     {"http": "/h", "fresh": True},
     {"http": "/h", "max_body": "1KiB"},
