@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ from sidecar.core.model import (
 from sidecar.core.turn import turn
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
-from sidecar.journal.codec import encode
+from sidecar.journal.codec import Json, encode
 from sidecar.journal.intents import JournalError
 from sidecar.journal.recorder import Recorder
 
@@ -154,7 +155,7 @@ class Reconciler:
             facts = [Resumed(now, now - self.turned_at), *facts]
         if self._recorder is not None and (self._wants_segment or self._recorder.wants_segment):
             self._wants_segment = False
-            self._recorder.begin(encode(self.world, World), self.world.policy, now, time.time())
+            self._recorder.begin(_snapshot(self.world), self.world.policy, now, time.time())
         decision, asks = turn(self.world, facts, now)
         self.turns += 1
         self.turned_at = now
@@ -273,6 +274,17 @@ class Reconciler:
     def notes_of(self, balancer: str) -> dict[Ref, str]:
         """The last journaled note of each server of this balancer."""
         return {server.ref: note for server, note in self.world.notes.items() if server.balancer == balancer}
+
+
+def _snapshot(world: World) -> Json:
+    """All that is known. Nothing of it is garbage, and looking for some half-way takes longer than the whole."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return encode(world, World)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _fault_of(write: Callable[[], None]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from sidecar.journal.intents import JournalError
 from sidecar.store.state_dir import StateDirError
 from sidecar.web.options import SecretError
 
+SETTLED_S = 15.0
+"""What is there so long after the start is there to stay: a search for garbage in it would hold up a large sidecar for half a second."""
 END_WITHIN_S = 4.5
 """From SIGTERM to the end, whatever hangs."""
 
@@ -58,6 +61,7 @@ async def _serve(loaded: Loaded, *, observe: bool) -> int:
         print(f"lb-sidecar: {error}", file=sys.stderr)
         return 2
     notify("READY=1")
+    loop.call_later(SETTLED_S, gc.freeze)
     beside = [loop.create_task(_watchdog(orders.app)), loop.create_task(pools.watch(orders.app))]
     await orders.stopping.wait()
     notify("STOPPING=1")

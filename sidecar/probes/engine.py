@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from zlib import crc32
 
 from sidecar.core.histogram import Histogram
 from sidecar.core.model import Ask, Fact, Nudged, Outcome, Probed, Reason, Result, Target
@@ -19,8 +20,8 @@ from sidecar.probes.lines import ANNOUNCED_SHARE, Line, Lines
 from sidecar.probes.options import Kind, ProbeSpec
 from sidecar.probes.wheel import PER_S, Tick, Wheel
 
-FRESH_EVERY = 20
-"""One probe in so many of a kept target opens a new connection, so that `accept` is tested too."""
+FRESH_EVERY, FRESH_AFTER_S = 20, 5.0
+"""One probe in so many of a kept target opens a new connection, so that `accept` is tested too, unless it has done so just now."""
 SLACK_S = 0.0005
 """What is due within this is started together: one wake-up instead of many."""
 MAX_STARTS = 256
@@ -34,7 +35,7 @@ _FAR = sys.maxsize
 class _State(Line):
     """What the engine holds of one target beside its line: the next asking, and the task and wire of the kinds that need them."""
 
-    __slots__ = ("asked", "due", "is_asking", "slot", "task", "was_brief", "wire")
+    __slots__ = ("asked", "due", "is_asking", "renewed", "slot", "task", "was_brief", "wire")
 
     def __init__(self, target: Target, question: Question) -> None:
         super().__init__(target, question)
@@ -43,7 +44,8 @@ class _State(Line):
         self.is_asking = False
         self.task: asyncio.Task[Outcome] | None = None
         self.wire: Wire | None = None
-        self.asked = 0
+        self.asked = -(crc32(str(target).encode()) % FRESH_EVERY)  # since the last fresh one; else all that began together would go on so
+        self.renewed = float("-inf")
         self.was_brief = False  # its last idle connection ended after a single answer
 
     @property
@@ -270,7 +272,9 @@ class Engine:
         state.asked += 1
         state.is_asking = True
         self._busy += 1
-        fresh = ask.fresh or state.asked % FRESH_EVERY == 0
+        fresh = ask.fresh or (state.asked >= FRESH_EVERY and ask.at >= state.renewed + FRESH_AFTER_S)
+        if fresh:
+            state.asked, state.renewed = 0, ask.at
         if state.place is not None:
             self._lines.start(state, ask.timeout_s, fresh=fresh)
         else:

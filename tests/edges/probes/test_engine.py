@@ -48,14 +48,30 @@ async def test_kept_connection_serves_probe_after_probe() -> None:
         assert server.accepted == 1
 
 
-async def test_every_twentieth_probe_goes_fresh() -> None:
+@pytest.mark.parametrize(("after_s", "expected"), [(0.0, 2), (1000.0, 1)])
+async def test_every_twentieth_probe_goes_fresh_but_not_soon_again(monkeypatch: pytest.MonkeyPatch, after_s: float, expected: int) -> None:
+    monkeypatch.setattr("sidecar.probes.engine.FRESH_AFTER_S", after_s)
     with zoo.Server(zoo.good) as server:
         async with running_engine(HEALTH) as (engine, recorder):
-            await ask_in_turn(engine, recorder, target_of(server), 2 * FRESH_EVERY)
+            await ask_in_turn(engine, recorder, target_of(server), 3 * FRESH_EVERY - 1)
 
-            fresh = [n for n, o in enumerate(recorder.outcomes) if o.fresh]
-            assert fresh == [0, FRESH_EVERY - 1, 2 * FRESH_EVERY - 1]
+            first, *fresh = [n for n, o in enumerate(recorder.outcomes) if o.fresh]
+            assert first == 0 and len(fresh) == expected
+            assert all(later - earlier == FRESH_EVERY for earlier, later in pairwise(fresh))
             assert recorder.nudges == []
+
+
+async def test_targets_that_began_together_do_not_go_fresh_together() -> None:
+    with contextlib.ExitStack() as stack:
+        targets = [target_of(stack.enter_context(zoo.Server(zoo.good))) for _ in range(8)]
+        async with running_engine(HEALTH) as (engine, recorder):
+            for _ in range(2 * FRESH_EVERY):
+                engine.ask_all([ask_now(target) for target in targets])
+                await recorder.until_outcomes(len(recorder.outcomes) + len(targets))
+
+            rounds = [n // len(targets) for n, o in enumerate(recorder.outcomes) if o.fresh]
+            later = [n for n in rounds if n > 0]
+            assert len(later) >= len(targets) and len(set(later)) > 2
 
 
 async def test_fresh_ask_opens_a_new_connection() -> None:
