@@ -488,6 +488,7 @@ async def _services(daemon: Daemon) -> tuple[models.Services, bytes]:
 def find(found: models.Services, text: str) -> Meant:
     """The instance meant by SERVICE/NAME; Misused with the candidates when it is none or several."""
     from sidecar.cli.daemon import Misused
+    from sidecar.web.look import begins
 
     name, slash, rest = text.partition("/")
     if not slash or not rest:
@@ -497,7 +498,7 @@ def find(found: models.Services, text: str) -> Meant:
     service = _service(found, name)
     instances = list(service.instances.values())
     exact = [i for i in instances if rest in _names(i)]
-    fitting = exact or [i for i in instances if any(each.startswith(rest) for each in _names(i))]
+    fitting = exact or [i for i in instances if any(begins(each, rest) for each in _names(i))]
     if len(fitting) == 1:
         return Meant(service, fitting[0])
     called = [f"{service.service}/{i.name}" + ("" if i.name == i.instance else f" ({i.instance})") for i in fitting or instances]

@@ -276,6 +276,7 @@ async def test_explain_as_json_has_instance_and_decisions(api: str) -> None:
         ("shop/x", "shop has no instance 'x'; it has shop/s1 (10.0.0.1:80), shop/s2"),
         ("shop/s", "'shop/s' could be shop/s1 (10.0.0.1:80), shop/s2"),
         ("shop/10.0.0", "write more of it"),
+        ("shop/10.0.0.1:8", "shop has no instance '10.0.0.1:8'"),
         ("shop/../../x", "shop has no instance '../../x'"),
     ],
 )
