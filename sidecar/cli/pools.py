@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lbplugins.api import Balancer, BalancerError
@@ -48,7 +49,13 @@ def _stands_on(key: str, options: ServiceOptions, name: str) -> bool:
 
 def is_filled(config: Config, name: str) -> bool:
     """Does the balancer's plugin take the members of its pools from us?"""
-    return plugin_class(config.balancers[name].plugin).members is not Balancer.members
+    return _takes_members(config.balancers[name].plugin)
+
+
+@cache
+def _takes_members(plugin: str) -> bool:
+    """Asked each second and the same for ever, while looking plugins up reads every package's files."""
+    return plugin_class(plugin).members is not Balancer.members
 
 
 def due(config: Config, name: str) -> frozenset[str]:

@@ -305,11 +305,9 @@ class _Few:
         return self.marks[_BASES[level] + slot % LEVELS[level].slots]
 
     def _summary(self, start: int, end: int | None) -> Summary:
-        histogram = Histogram()
         counts = Counter(self.samples[max(0, start - self.dropped) : None if end is None else max(0, end - self.dropped)])
         failures = counts.pop(_FAILURE, 0)
-        for index, times in counts.items():
-            histogram.add_index(index, times)
+        histogram = Histogram.of_indices(counts)
         return Summary(histogram.count, failures, histogram)
 
 

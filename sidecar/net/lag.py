@@ -62,7 +62,7 @@ class LagMeter:
 
     def _arm(self, now: float) -> None:
         assert self._loop is not None
-        self._due = now + TICK_S
+        self._due = (round(now / TICK_S) + 1) * TICK_S  # a round time, at which the probes' ticks come as well: one wake-up for both
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:

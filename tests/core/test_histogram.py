@@ -149,6 +149,25 @@ def test_counters_never_overflow_however_many_come(counts: list[tuple[int, int]]
     assert dict(doubled.buckets()) == {index: 2 * count for index, count in want.items()}
 
 
+@given(st.dictionaries(st.just(0) | st.integers(4, 2130), st.integers(1, 70_000), max_size=8))
+def test_all_indices_at_once_are_one_after_the_other(counts: dict[int, int]) -> None:
+    histogram = Histogram()
+    for index, times in counts.items():
+        histogram.add_index(index, times)
+
+    assert Histogram.of_indices(counts) == histogram
+
+
+@given(rows)
+def test_known_values_are_added_like_others(values: list[float]) -> None:
+    histogram, known = Histogram(), Histogram()
+    for value in values:
+        histogram.add(value)
+        known.add_known(index_of(value), value)
+
+    assert known == histogram
+
+
 def test_one_add_too_many_for_sixteen_bits() -> None:
     histogram = Histogram()
     histogram.add_index(index_of(0.5), 65_535)
