@@ -159,7 +159,8 @@ class TrafficSample:
     """One real request as the balancer saw it.
 
     `where`: the server, by Ref or by Address. `status`: the HTTP status, 0 = none. `seconds`: time of the server's answer, None = it
-    gave none. `cut_by`: '' or who ended it early ('server', 'client', 'balancer'). `at`: monotonic seconds of receipt.
+    gave none. `cut_by`: '' or who ended it early ('server', 'client', 'balancer'). `at`: monotonic seconds of receipt. `forgeable`: it came
+    a way that others than the balancer can send by, such as UDP: then it ejects nobody unless a probe or the counters agree.
     """
 
     where: Ref | Address
@@ -168,6 +169,7 @@ class TrafficSample:
     retries: int = 0
     cut_by: str = ""
     at: float = 0.0
+    forgeable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

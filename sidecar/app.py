@@ -25,6 +25,7 @@ from sidecar.config import compose
 from sidecar.config.load import Loaded, load, unusable_here
 from sidecar.config.models import ANY, BalancerOptions, Config
 from sidecar.config.plugins import plugin_class
+from sidecar.core import traffic
 from sidecar.core.model import (
     Ask,
     Commanded,
@@ -77,6 +78,8 @@ RESERVED_DESCRIPTORS = 32
 NETWORK_AWAY_S = 1.0
 """A probe that our own network refused says so for this long."""
 STOP_WITHIN_S = 3.0
+TRAFFIC_EVERY_S = 0.02
+"""How long real requests are gathered before the core hears of them."""
 ALIVE_WITHIN_S = 5.0
 LET_GO_WITHIN_S = 5.0
 LOCK_PATH_WITHIN_S = 5.0
@@ -112,6 +115,7 @@ class App:
         self._reloading = asyncio.Lock()
         self._options: dict[str, BalancerOptions] = {}
         self._pools_known: dict[str, frozenset[str]] = {}
+        self._unsaid_traffic: dict[str, list[tuple[Instance, TrafficSample]]] = {}
         self._services_at: dict[tuple[str, str], list[str]] = {}
         """By balancer and pool; and by balancer alone, where the pool is ""."""
         self._tasks = Supervisor()
@@ -574,17 +578,28 @@ class App:
             self.tallies.count(fact, world)
 
     def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
-        """Real requests: their response times by instance. As evidence they are not used."""
+        """Real requests: their response times by instance at once, as evidence a moment's worth at a time."""
+        heard = self._unsaid_traffic.get(balancer)
+        if heard is None:
+            heard = self._unsaid_traffic[balancer] = []
+            asyncio.get_running_loop().call_later(TRAFFIC_EVERY_S, self._say_traffic, balancer)
         for sample in batch:
             instance = self._instance_of(balancer, sample.where)
             if instance is None:
                 continue
-            good = sample.seconds is not None and 0 < sample.status < 500
-            if good and sample.seconds is not None:
+            heard.append((instance, sample))
+            is_good = traffic.was_good(sample)
+            if is_good is None:
+                continue
+            if is_good and sample.seconds is not None:
                 self.latencies.add(instance, "traffic", sample.seconds, sample.at)
             else:
                 self.latencies.fail(instance, "traffic", sample.at)
-            self.tallies.count_traffic(instance.service, good, sample.seconds)
+            self.tallies.count_traffic(instance.service, is_good, sample.seconds)
+
+    def _say_traffic(self, balancer: str) -> None:
+        if heard := self._unsaid_traffic.pop(balancer):
+            self.reconciler.deliver((traffic.tally(balancer, asyncio.get_running_loop().time(), heard),))
 
     def _instance_of(self, balancer: str, where: Ref | Address) -> Instance | None:
         """Whose a request was: by server, or by address where the feed knows no more."""

@@ -76,6 +76,7 @@ class Teller(Protocol):
     """One balancer's driver."""
 
     def tell(self, changes: Sequence[Change]) -> None: ...
+    def look(self) -> None: ...
 
 
 class Reconciler:
@@ -184,6 +185,9 @@ class Reconciler:
         for name, changes in (decision.changes or {}).items():
             if (teller := self.tellers.get(name)) is not None:
                 teller.tell(changes)
+        for name in decision.looks:
+            if (teller := self.tellers.get(name)) is not None:
+                teller.look()
 
     def _rest(self, now: float) -> None:
         """Until the next fact, or until time alone may have changed something."""

@@ -50,7 +50,7 @@ _OURS = re.compile(
 _CUT_BY = {"-": "", "C": "client", "c": "client", "S": "server", "s": "server"}
 
 
-def parse(line: str, at: float) -> TrafficSample | None:
+def parse(line: str, at: float, *, forgeable: bool = False) -> TrafficSample | None:
     """The request that this log line tells of; None when it tells of none that reached a server.
 
     `seconds` is the server's own time to its answer. Without an answer of the server's, the status is 0: what the client got then
@@ -70,6 +70,7 @@ def parse(line: str, at: float) -> TrafficSample | None:
         retries=int(match["retries"]),
         cut_by=_CUT_BY.get(match["end"][0], "balancer"),
         at=at,
+        forgeable=forgeable,
     )
 
 
@@ -78,6 +79,7 @@ class Traffic(asyncio.DatagramProtocol):
 
     def __init__(self, options: TrafficOptions) -> None:
         self._syslog = options.syslog
+        self._is_forgeable = not self._syslog.startswith("unix:")
         self._waiting: deque[TrafficSample] = deque(maxlen=MOST_WAITING)
         self._news = asyncio.Event()
         self._transport: asyncio.BaseTransport | None = None
@@ -137,7 +139,8 @@ class Traffic(asyncio.DatagramProtocol):
         self._gone.set()
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        sample = parse(data[:LONGEST_LINE].decode("utf-8", "replace"), asyncio.get_running_loop().time())
+        line = data[:LONGEST_LINE].decode("utf-8", "replace")
+        sample = parse(line, asyncio.get_running_loop().time(), forgeable=self._is_forgeable)
         if sample is None:
             self.strange += 1
             return

@@ -38,7 +38,7 @@ _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,6})?")
 CLIENT_CLOSED, TIMED_OUT = "499", "504"
 
 
-def samples(datagram: bytes, at: float) -> list[TrafficSample]:
+def samples(datagram: bytes, at: float, *, forgeable: bool = False) -> list[TrafficSample]:
     """The attempts of one logged request, in order; empty for a line that is not in our format, or names no server's address.
 
     With no server to ask, nginx logs the upstream's name in the address's place: that is nobody's failure.
@@ -55,17 +55,17 @@ def samples(datagram: bytes, at: float) -> list[TrafficSample]:
         address = _address(text)
         if address is not None:
             has_left = fields[6] == CLIENT_CLOSED and tried == len(addresses) - 1
-            result.append(_sample(address, status, header, tried, has_left, at))
+            result.append(_sample(address, status, header, tried, has_left, at, forgeable))
     return result
 
 
-def _sample(address: Address, status: str, header: str, tried: int, has_left: bool, at: float) -> TrafficSample:
+def _sample(address: Address, status: str, header: str, tried: int, has_left: bool, at: float, forgeable: bool) -> TrafficSample:
     if _SECONDS.fullmatch(header):
         code = int(status) if status.isascii() and status.isdigit() and len(status) == 3 else 0
-        return TrafficSample(address, code, float(header), tried, "client" if has_left else "", at)
+        return TrafficSample(address, code, float(header), tried, "client" if has_left else "", at, forgeable)
     # No header came, so 502 and 504 are nginx's own words: what the server said is nothing.
     cut_by = "client" if has_left else "balancer" if status == TIMED_OUT else "server"
-    return TrafficSample(address, 0, None, tried, cut_by, at)
+    return TrafficSample(address, 0, None, tried, cut_by, at, forgeable)
 
 
 def _address(text: str) -> Address | None:
@@ -126,7 +126,7 @@ class Feed(AsyncIterator[Sequence[TrafficSample]]):
                 return
             except OSError:  # an ICMP error of somebody's datagram: not ours
                 continue
-            found = samples(datagram, at)
+            found = samples(datagram, at, forgeable=not self._where.startswith("unix:"))
             self.dropped += max(0, len(self._waiting) + len(found) - MAX_WAITING)
             self._waiting.extend(found)
             if found:

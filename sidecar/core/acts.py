@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lbplugins.values import Axis, Change, Operator, Serve
 from sidecar.core import membership
+from sidecar.core.conduct import begin_trial
 from sidecar.core.known import BalancerState, InstanceState, Known, Refused, Word, strictest
 from sidecar.core.model import Act, Applied, Event, Hold, HoldName, Intent, Journaled, ServerRef, Strength
 
@@ -67,6 +68,8 @@ def take_intent(world: Known, intent: Intent, at: float) -> None:
             state.ejection, state.new_life = replace(state.ejection, returning=True), False
             state.probation_at = state.returned_at = at
             _spend_flap(world, state, at)
+            if state.ejection.strength is not Strength.HARD:
+                begin_trial(state.conduct)
             if intent.by == "rule:panic":
                 world.services[state.instance.service].failing_open = True
             for check in state.checks.values():
@@ -107,7 +110,7 @@ def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> N
     instance, enforced = state.instance, intent.ejection.enforced
     holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", instance, instance.service),)
     world.events.append(Event("ejected", at, intent.by, intent.why, instance.service, instance, intent.evidence, holds, enforced))
-    state.is_void = not any(check.failed for check in state.checks.values())
+    state.is_void = intent.ejection.strength is Strength.HARD and not any(check.failed for check in state.checks.values())
     _spend_flap(world, state, at)
     service = world.services[state.instance.service]
     guards = world.policy.services[service.name].guards

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lbplugins.values import InFlight, Operator, Serve
-from sidecar.core import guard, pace, story
+from sidecar.core import guard, pace, story, traffic
+from sidecar.core.charge import Charge
 from sidecar.core.known import UNBROKEN_S, InstanceState, Sent, ServiceState
 from sidecar.core.model import (
     Act,
@@ -45,6 +46,8 @@ TELL_HOLD_AFTER_S = 0.4
 """A hold shorter than this (a witness being asked, a token coming in) is no news."""
 WITNESSES_TRIED = 16
 """How many peers are looked at for one to ask; the rest speak at their ordinary pace. Bounds the work when everybody fails."""
+AGREE_S = 0.05
+"""How old a picture or an answer must be to be asked for anew, when it is wanted as a second voice."""
 LEAVING_S = 10.0
 """How long a service that leaves our hands is left alone: by then the new configuration is in force."""
 
@@ -71,6 +74,7 @@ def decide(world: World, policy: Policy, now: float, services: Iterable[str] | N
         tuple(turn.asks.values()),
         (*world.events, *turn.events),
         services=tuple(touched),
+        looks=tuple(turn.looks),
     )
 
 
@@ -83,6 +87,7 @@ class _Turn:
         self.holds: list[Hold] = []
         self.events: list[Event] = []
         self.asks: dict[Target, Ask] = {}
+        self.looks: dict[str, None] = {}
         self.testimony = guard.Testimony(world)
         self.orphans: set[Instance] = set()
 
@@ -111,8 +116,8 @@ class _Turn:
         judgement = guard.judge(state, policy)
         if judgement is state.told or judgement is Judgement.EJECTED or state.proposed:
             return
-        if judgement is Judgement.SUSPECT:
-            self._ask_witnesses(state, next(c for c in state.checks.values() if c.bad_run or c.failed))
+        if judgement is Judgement.SUSPECT and (doubtful := [c for c in state.checks.values() if c.bad_run or c.failed]):
+            self._ask_witnesses(state, doubtful[0])
         sentence = story.judged(state, judgement, policy)
         self.events.append(Event(judgement.value, self.now, "sidecar", sentence, policy.name, state.instance))
 
@@ -196,44 +201,44 @@ class _Turn:
             return
         among = guard.groups(self.world, service)
         spent = float(sum(state.proposed.count(Act.EJECT) for state in service.instances.values()))
-        for state, check in accused:
+        for state, charge in accused:
             if (
                 state.ejection is not None
                 and (state.ejection.enforced or not state.ejection.returning)
-                and not self._enforced(state, policy, check.rule)
+                and not self._enforced(state, policy, charge.rule)
             ):
                 continue  # told already, or still to be given back in earnest
-            strength = Strength.HARD
-            holds = guard.against_ejection(self.world, service, state, check, strength, among, self.now, self.testimony, spent=spent)
-            if any(h.name is HoldName.NO_WITNESS for h in holds):
-                self._ask_witnesses(state, check)
+            holds = guard.against_ejection(self.world, service, state, charge, among, self.now, self.testimony, spent=spent)
+            names = {hold.name for hold in holds}
+            if HoldName.NO_WITNESS in names and charge.check is not None:
+                self._ask_witnesses(state, charge.check)
+            if names == {HoldName.UNCONFIRMED}:
+                self._ask_for_agreement(state)
             if holds:
                 self.holds += holds
                 continue
-            self._propose_ejection(policy, state, check, strength, among[0])
+            self._propose_ejection(policy, state, charge, among[0])
             spent += 1.0
             among = [_without(group, state.instance) for group in among]
 
-    def _propose_ejection(self, policy: ServicePolicy, state: InstanceState, check: Streak, strength: Strength, whole: guard.Group) -> None:
-        enforced = self._enforced(state, policy, check.rule)
+    def _propose_ejection(self, policy: ServicePolicy, state: InstanceState, charge: Charge, whole: guard.Group) -> None:
+        enforced = self._enforced(state, policy, charge.rule)
         repeat = _repeat(state, policy.rules, self.now)
-        evidence = _evidence(state, check, strength)
-        seen_by = self.testimony.of(state.instance, check)
         ejection = Ejection(
             state.instance,
             self.now,
-            f"rule:{check.rule}",
-            story.cause(check),
-            strength,
+            f"rule:{charge.rule}",
+            charge.cause,
+            charge.strength,
             repeat,
-            self.now + _hold_down(repeat, strength, policy.rules),
-            seen_by,
+            self.now + _hold_down(repeat, charge.strength, policy.rules),
+            self.testimony.of(state.instance, charge.check) if charge.check is not None else (),
             enforced,
-            InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP,
+            charge.in_flight,
             others=self._out_by_others(state),
         )
         sentence = story.ejected(state, ejection, whole, policy)
-        self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection, evidence=(evidence,))
+        self._intend(Act.EJECT, ejection.rule, sentence, state, ejection=ejection, evidence=(charge.evidence,))
         if not enforced:
             self.holds.append(Hold(HoldName.OBSERVE, "mode is observe: told, not done", state.instance, policy.name))
 
@@ -243,6 +248,16 @@ class _Turn:
             return state.ejection.others
         pictured = [(server, self.world.seen(server)) for server in state.servers]
         return tuple(server for server, seen in pictured if seen is not None and seen.ours.serve is not Serve.FULL)
+
+    def _ask_for_agreement(self, state: InstanceState) -> None:
+        """A log that others may have written needs a second voice: its probe's, or the balancer's own counters."""
+        for name in state.targets:
+            ask = pace.at_once(self.world, name, self.now)
+            if ask is not None and self.now - self.world.targets[name].newest_ended >= AGREE_S:
+                self.asks[name] = ask
+        for server in state.servers:
+            if self.now - self.world.balancers[server.balancer].seen_at >= AGREE_S:
+                self.looks[server.balancer] = None
 
     def _ask_witnesses(self, state: InstanceState, check: Streak) -> None:
         """Ask up to three others the same question at once, those first that are not known to be bad."""
@@ -498,18 +513,25 @@ _MOOT = frozenset({HoldName.MIN_HEALTHY, HoldName.MAX_EJECTED, HoldName.PANIC, H
 """How many may be out is not the question while nobody testifies that it is the instance at all: then one event says so."""
 
 
-def _accused(service: ServiceState, policy: ServicePolicy) -> list[tuple[InstanceState, Streak]]:
-    """Instances whose evidence is complete and who are not out yet, the longest guilty first."""
+def _accused(service: ServiceState, policy: ServicePolicy) -> list[tuple[InstanceState, Charge]]:
+    """Instances whose evidence is complete and who are not out yet: by hard evidence first, then the longest guilty."""
     found = []
     for state in service.instances.values():
         if state.proposed or state.overruled or (state.ejection is not None and state.ejection.enforced and not state.ejection.returning):
             continue
         if not state.sources:
             continue
-        check = guard.failed_check(state, policy)
-        if check is not None:
-            found.append((state, check))
-    return sorted(found, key=lambda pair: (pair[1].verdict_at or 0.0, str(pair[0].instance)))
+        if (check := guard.failed_check(state, policy)) is not None:
+            found.append((state, _by_probe(state, check)))
+        elif (charge := traffic.accusation(state)) is not None:
+            found.append((state, charge))
+    return sorted(found, key=lambda pair: (pair[1].strength is not Strength.HARD, pair[1].at, str(pair[0].instance)))
+
+
+def _by_probe(state: InstanceState, check: Streak) -> Charge:
+    in_flight = InFlight.KILL if check.reason is Reason.TIMEOUT else InFlight.KEEP
+    evidence = _evidence(state, check, Strength.HARD)
+    return Charge(check.rule, Strength.HARD, story.cause(check), check.verdict_at or 0.0, evidence, in_flight, check)
 
 
 def _by_time_out(service: ServiceState) -> list[InstanceState]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import floor
 
 from lbplugins.values import Operator, Seen, Serve, Setting
-from sidecar.core import pace
+from sidecar.core import pace, traffic
+from sidecar.core.charge import Charge
 from sidecar.core.known import ON_ITS_WAY_S, InstanceState, ServiceState, target_of
 from sidecar.core.model import (
     Act,
@@ -57,6 +58,14 @@ def needed(policy: ServicePolicy) -> int:
 
 def judge(state: InstanceState, policy: ServicePolicy) -> Judgement:
     """What we hold an instance to be, from its evidence alone."""
+    judgement = by_probes(state, policy)
+    if judgement in (Judgement.HEALTHY, Judgement.PROBATION) and traffic.is_accused(state.conduct):
+        return Judgement.SUSPECT
+    return judgement
+
+
+def by_probes(state: InstanceState, policy: ServicePolicy) -> Judgement:
+    """The same by its probes alone: whether it can take anybody's place."""
     if state.ejection is not None and not state.ejection.returning:
         return Judgement.EJECTED
     need, doubtful, good = needed(policy), 0, []
@@ -127,7 +136,7 @@ def groups(world: World, service: ServiceState) -> list[Group]:
     sound = frozenset[Key](
         i
         for i in counted - used
-        if isinstance(i, Instance) and not verdict[i] and judge(members[i], policy) in (Judgement.HEALTHY, Judgement.PROBATION)
+        if isinstance(i, Instance) and not verdict[i] and by_probes(members[i], policy) in (Judgement.HEALTHY, Judgement.PROBATION)
     )
     whole = Group(service.name, counted, used, sound, {i: frozenset[Key]((i,)) for i in members})
     return [whole, *(_pool(world, service, *pair, verdict) for pair in policy.pools if len(policy.pools) > 1 or service.unlisted)]
@@ -236,8 +245,7 @@ def against_ejection(
     world: World,
     service: ServiceState,
     state: InstanceState,
-    check: Streak,
-    strength: Strength,
+    charge: Charge,
     among: list[Group],
     now: float,
     testimony: Testimony,
@@ -248,13 +256,27 @@ def against_ejection(
     policy = world.policy.services[service.name]
     holds = [*_we_ourselves(world, service, state, now), *not_ours_to_act(world, state, now)]
     for group in among:
-        if (hold := over_budget(group, state.instance, strength, policy.guards)) is not None:
+        if (hold := over_budget(group, state.instance, charge.strength, policy.guards)) is not None:
             holds.append(hold)
             break
-    holds += _velocity(service, state, strength, policy.guards, now, spent)
-    if not testimony.of(state.instance, check):
-        holds.append(Hold(HoldName.NO_WITNESS, "no other instance has given a good answer since its last counted failure", state.instance))
+    holds += _velocity(service, state, charge.strength, policy.guards, now, spent)
+    holds += _who_else_says_so(world, service, state, charge, testimony, now)
     return [_of(hold, service.name) for hold in holds]
+
+
+def _who_else_says_so(
+    world: World, service: ServiceState, state: InstanceState, charge: Charge, testimony: Testimony, now: float
+) -> list[Hold]:
+    """Is it the instance at all? Peers answer that, and real requests where a probe accuses, and the other way round."""
+    if charge.check is None:
+        counted = sum(1 for s in service.instances.values() if s.operator is Operator.READY)
+        most = budget(counted, charge.strength, world.policy.services[service.name].guards)
+        return traffic.against(world, service, state, charge, most)
+    if not testimony.of(state.instance, charge.check):
+        why = "no other instance has given a good answer since its last counted failure"
+        return [Hold(HoldName.NO_WITNESS, why, state.instance)]
+    why = traffic.contradicts(state.conduct, charge.check, now)
+    return [Hold(HoldName.CONTRADICTION, why, state.instance)] if why else []
 
 
 class Testimony:

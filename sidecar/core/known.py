@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lbplugins.values import Change, Operator, Ref, Seen, Serve, Setting
+from sidecar.core.conduct import Conduct
 from sidecar.core.model import (
     Act,
     Ask,
@@ -80,6 +81,7 @@ class InstanceState:
     sources: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Streak] = field(default_factory=dict)
+    conduct: Conduct = field(default_factory=Conduct)
     targets: tuple[Target, ...] = ()
     servers: tuple[ServerRef, ...] = ()
     operator: Operator = Operator.READY
@@ -128,6 +130,7 @@ class ServiceState:
 
     `fault_told`: what was told last of each source that fails, and when. `alert`: not all of it is simply healthy.
     `decided_at`: the last decision; `look_at`: decide again then at the latest.
+    `usual_slow`, `usual_bad`: the shares of its real requests that are slow, and bad, while nobody is doubted, of `counted` requests.
     """
 
     name: str
@@ -148,6 +151,9 @@ class ServiceState:
     decided_at: float = float("-inf")
     look_at: float = float("-inf")
     failing_open: bool = False
+    usual_slow: float = 0.0
+    usual_bad: float = 0.0
+    counted: int = 0
 
 
 @dataclass(slots=True)

@@ -107,6 +107,9 @@ class HoldName(StrEnum):
     BALANCER_LOST = "balancer_lost"
     STANDBY = "standby"
     UNSETTLED = "unsettled"
+    POOL_SHIFT = "pool_shift"
+    UNCONFIRMED = "unconfirmed"
+    CONTRADICTION = "contradiction"
 
 
 class Instance(NamedTuple):
@@ -196,6 +199,28 @@ class Nudged:
     target: Target
     at: float
     why: str = ""
+
+
+class Served(NamedTuple):
+    """What one instance did with the real requests that ended since the last word of it.
+
+    `good`, `bad`: how many it answered well, and not; `seconds`: how long the good ones took, at most some tens of them, sorted.
+    """
+
+    instance: Instance
+    good: int = 0
+    bad: int = 0
+    seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Real requests as one balancer logged them. `forgeable`: the feed is one that others can write to as well."""
+
+    balancer: str
+    at: float
+    served: tuple[Served, ...] = ()
+    forgeable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +348,21 @@ class Tick:
     at: float
 
 
-Fact = Probed | Nudged | Discovered | Pictured | Journaled | Applied | Configured | Commanded | SelfChecked | Resumed | Adopted | Tick
+Fact = (
+    Probed
+    | Nudged
+    | Traffic
+    | Discovered
+    | Pictured
+    | Journaled
+    | Applied
+    | Configured
+    | Commanded
+    | SelfChecked
+    | Resumed
+    | Adopted
+    | Tick
+)
 
 
 # ---- what we hold, decide and ask ----
@@ -483,7 +522,7 @@ class Event:
 class Decision:
     """What follows from the world now: intents to journal, changes to write, holds, questions, and the news in sentences.
 
-    `services`: those it looked at; their holds are all in `holds`.
+    `services`: those it looked at; their holds are all in `holds`. `looks`: balancers whose picture is wanted now.
     The shell journals `intents`, feeds `Journaled` back, sends `changes`, and wakes the core at `World.wake_at()`.
     """
 
@@ -494,3 +533,4 @@ class Decision:
     asks: tuple[Ask, ...] = ()
     events: tuple[Event, ...] = ()
     services: tuple[str, ...] = ()
+    looks: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from lbplugins.values import Operator, Ref, Seen, Serve, Setting
-from sidecar.core import membership
+from sidecar.core import membership, traffic
 from sidecar.core import streak as streaks
 from sidecar.core.known import ON_ITS_WAY_S, BalancerState, InstanceState, Known, Sent, in_its_words
 from sidecar.core.model import Instance, Judgement, Pictured, PoolRef, ServerRef
@@ -38,6 +38,7 @@ def pictured(world: Known, fact: Pictured) -> tuple[str, ...]:
     for name in [name for name in names if name in watched or any(name in balancer.users.get(ref.pool, ()) for ref in moved)]:
         if members_from(world, balancer, name, fact.at):
             touched.add(name)
+    traffic.counted(world, balancer, moved, earlier, fact.at)
     for ref in _to_compare(world, balancer, moved, watched):
         if _compare(world, balancer, ref, earlier.get(ref), balancer.seen[ref], fact.at):
             touched.update(balancer.users.get(ref.pool, ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sidecar.core import traffic
 from sidecar.core.guard import Group, budget, needed
 from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Ejection, Hold, HoldName, Judgement
@@ -28,7 +29,8 @@ def judged(state: InstanceState, judgement: Judgement, policy: ServicePolicy) ->
     match judgement:
         case Judgement.SUSPECT:
             bad = [c for c in checks.values() if c.bad_run or c.failed]
-            return f"{state.instance} is suspect: {cause(bad[0]) if bad else 'doubtful'}"
+            charge = traffic.accusation(state)
+            return f"{state.instance} is suspect: {cause(bad[0]) if bad else charge.cause if charge else 'doubtful'}"
         case Judgement.HEALTHY:
             after = f", after {state.told}" if state.told is not Judgement.UNKNOWN else ""
             return f"{state.instance} is healthy: {needed(policy)} of {len(checks)} checks answer well{after}"
@@ -42,7 +44,7 @@ def ejected(state: InstanceState, ejection: Ejection, whole: Group, policy: Serv
     """The sentence of an ejection, with its witness and the arithmetic of the budget."""
     out, n = len(whole.out(state.instance)), len(whole.counted)
     most = budget(n, ejection.strength, policy.guards)
-    names = ", ".join(str(w.address) for w in ejection.witnesses[:3])
+    names = ", ".join(str(w.address) for w in ejection.witnesses[:3]) or f"its {n - 1} peers"
     verb = "ejected" if ejection.enforced else "would be ejected (observe)"
     again = f"; repeat {ejection.repeat}, not back within {ejection.until - ejection.at:.0f} s" if ejection.repeat else ""
     return f"{state.instance} {verb}: {ejection.cause}; meanwhile {names} answered well; {out} of {n} out, {most} allowed{again}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lbplugins.values import Axis, Serve
-from sidecar.core import acts, membership, pictures
+from sidecar.core import acts, membership, pictures, traffic
 from sidecar.core import streak as streaks
 from sidecar.core.known import EPISODE_S, GOOD_KEPT, UNBROKEN_S, BalancerState, InstanceState, Known, Sent, ServiceState, TargetState
 from sidecar.core.model import (
@@ -33,6 +33,7 @@ from sidecar.core.model import (
     Resumed,
     SelfChecked,
     Tick,
+    Traffic,
 )
 from sidecar.core.policy import Guards, Policy
 
@@ -55,6 +56,8 @@ class World(Known):
                 return self._probed(fact.outcome)
             case Nudged():
                 return self._nudged(fact)
+            case Traffic():
+                return traffic.taken(self, fact)
             case Pictured():
                 return pictures.pictured(self, fact)
             case Discovered():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.core import guard
 from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import Judgement, Serving
 from sidecar.web import models
@@ -35,7 +36,8 @@ def of_service(look: Look, service: ServiceState) -> Finding:
     called = names(service)
     serving = {i for i, s in service.instances.items() if look.serving(s) is not Serving.NONE}
     judged = {i: look.judgement(s) for i, s in service.instances.items()}
-    healthy = sum(1 for i in serving if judged[i] is Judgement.HEALTHY)
+    policy = look.policy_of(service)
+    healthy = sum(1 for i in serving if guard.by_probes(service.instances[i], policy) is Judgement.HEALTHY)
     fails = _fails(look, service, len(serving), healthy)
     warns = [f"{called[i]} is {j}" for i, j in judged.items() if j is not Judgement.HEALTHY]
     warns += [f"{called[i]} is stale: no answer for too long" for i, s in service.instances.items() if look.is_stale(s)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbplugins.values import Operator
-from sidecar.core import guard
+from sidecar.core import guard, traffic
 from sidecar.core.known import InstanceState
 from sidecar.core.model import Hold, HoldName, Judgement
 from sidecar.core.policy import Mode, ServicePolicy
@@ -73,12 +73,18 @@ def _while_out(look: Look, state: InstanceState, policy: ServicePolicy) -> str:
 def _while_suspect(look: Look, state: InstanceState, policy: ServicePolicy) -> str:
     check = guard.failed_check(state, policy)
     if check is None:
+        if traffic.is_accused(state.conduct):
+            return _held_or(look, state, "is ejected at the next real requests like these")
         worst = max(state.checks.values(), key=lambda c: c.bad_run)
         left = max(1, policy.rules.fall - worst.bad_run)
         return f"{_counted(left, 'more failure')} in a row complete the evidence (fewer if refused); a good answer clears it"
+    return _held_or(look, state, "is ejected as soon as another instance answers well")
+
+
+def _held_or(look: Look, state: InstanceState, otherwise: str) -> str:
     if holds := _holds(look, state):
         return f"stays in as long as this holds: {holds[0].name} ({holds[0].why})"
-    return "is ejected as soon as another instance answers well"
+    return otherwise
 
 
 def _on_probation(state: InstanceState, policy: ServicePolicy) -> str:
