@@ -223,6 +223,21 @@ class Counts(Model):
     ejected: int = 0
 
 
+class Room(Model):
+    """What the guards leave room for. `counted`: instances not in an operator's drain or maintenance.
+
+    `out`: those of them that get no traffic, whoever took them out; `hard` and `soft`: so many may be out by evidence of that kind;
+    `sound`: get traffic and answer well.
+    """
+
+    counted: int
+    out: int
+    hard: int
+    soft: int
+    sound: int
+    min_healthy: int
+
+
 class Freeze(Model):
     """No ejection and no return. `service` "" = everything."""
 
@@ -244,6 +259,7 @@ class Service(Model):
     runbook: str = ""
     pools: tuple[str, ...] = ()
     counts: Counts
+    room: Room | None = None
     cold_start: bool = False
     failing_open: bool = False
     freeze: Freeze | None = None
@@ -464,6 +480,7 @@ __all__ = [
     "Quantile",
     "ReasonBody",
     "Reloaded",
+    "Room",
     "Series",
     "Server",
     "Service",

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lbplugins.values import Operator
+from sidecar.core import guard
 from sidecar.core.known import InstanceState, ServiceState, timeout_s
-from sidecar.core.model import Hold, Instance, Judgement
+from sidecar.core.model import Hold, Instance, Judgement, Strength
 from sidecar.core.policy import Mode, ServicePolicy
 from sidecar.core.window import Source, Summary, WindowName
 from sidecar.store.decisions import Page, Record
@@ -42,6 +43,7 @@ def service(look: Look, state: ServiceState) -> models.Service:
             healthy=finding.healthy,
             ejected=sum(1 for s in state.instances.values() if look.judgement(s) is Judgement.EJECTED),
         ),
+        room=_room(look, state, policy),
         cold_start=health.is_cold(look, state),
         failing_open=state.failing_open,
         freeze=None
@@ -150,6 +152,19 @@ def decision(record: Record) -> models.Decision:
 
 def decisions(page: Page) -> models.Decisions:
     return models.Decisions(decisions=tuple(decision(record) for record in page.records), next_cursor=page.next_cursor)
+
+
+def _room(look: Look, state: ServiceState, policy: ServicePolicy) -> models.Room:
+    whole = guard.groups(look.world, state)[0]
+    n = len(whole.counted)
+    return models.Room(
+        counted=n,
+        out=len(whole.used),
+        hard=guard.budget(n, Strength.HARD, policy.guards),
+        soft=guard.budget(n, Strength.SOFT, policy.guards),
+        sound=len(whole.sound),
+        min_healthy=policy.guards.min_healthy,
+    )
 
 
 def _mode(look: Look, policy: ServicePolicy) -> Literal["observe", "act"]:

@@ -1,6 +1,11 @@
 // The page of lb-sidecar. Everything from outside becomes text by textContent, never markup.
 "use strict";
 
+import { drawChart, makeChart, scaleOf } from "./chart.js";
+
+const HISTORY_MS = 10000;
+const LEAST_STEP_S = 30; // below it a probe a second is too few for a median
+const CHARTS = 24;
 const REFRESH_MS = 2000;
 const LOG_KEPT = 200;
 const TONES = {
@@ -11,7 +16,7 @@ const TONES = {
   returned: "good", held: "warn", refused: "warn", operator: "info", pool_event: "bad", drift: "warn", balancer: "warn", self: "warn", adopted: "info",
 };
 const byId = (id) => document.getElementById(id);
-const state = { services: {}, chosen: "", open: new Set(), log: [], lastId: 0, token: sessionStorage.getItem("token") || "" };
+const state = { services: {}, chosen: "", alone: "", open: new Set(), log: [], lastId: 0, cursor: null, shown: LOG_KEPT, ahead: 0, series: null, marks: [], token: sessionStorage.getItem("token") || "" };
 
 // ---- small tools ----
 
@@ -160,17 +165,27 @@ const worse = (a, b) => ["fail", "warn", "pass"].indexOf(a.status) - ["fail", "w
 
 function showServices() {
   const services = Object.values(state.services).sort((a, b) => worse(a, b) || a.service.localeCompare(b.service));
-  if (!state.services[state.chosen]) state.chosen = chosenByAddress() || (services[0] ? services[0].service : "");
+  if (!state.services[state.chosen]) choose(services[0] ? services[0].service : "");
   byId("none").hidden = services.length > 0;
   follow(byId("cards"), services, (s) => s.service, makeCard, updateCard);
   showDetail(state.services[state.chosen]);
 }
 
-function chosenByAddress() {
+// `#SERVICE`, or `#SERVICE/INSTANCE` for one instance alone.
+function choose(otherwise) {
   let name = "";
-  try { name = decodeURIComponent(location.hash.slice(1)); } catch { return ""; }
-  return Object.hasOwn(state.services, name) ? name : "";
+  try { name = decodeURIComponent(location.hash.slice(1)); } catch { /* not ours */ }
+  const slash = name.indexOf("/");
+  const service = slash < 0 ? name : name.slice(0, slash);
+  const isKnown = Object.hasOwn(state.services, service);
+  const before = `${state.chosen}/${state.alone}`;
+  state.chosen = isKnown ? service : otherwise;
+  state.alone = isKnown && slash >= 0 ? name.slice(slash + 1) : "";
+  if (`${state.chosen}/${state.alone}` !== before) { state.series = null; refreshSeries(); }
+  return isKnown;
 }
+
+const addressOf = (i) => `#${encodeURIComponent(`${i.service}/${i.instance}`)}`;
 
 // ---- one service ----
 
@@ -189,8 +204,14 @@ function showDetail(service) {
   showFigures(service);
   byId("holds-box").hidden = service.holds.length === 0;
   follow(byId("holds"), grouped(service), (h) => `${h.name} ${h.why}`, makeHold, updateHold);
-  const instances = Object.values(service.instances);
-  say(byId("instances-count"), `(${instances.length})`);
+  showRoom(service);
+  const all = byId("all-instances");
+  all.hidden = !state.alone;
+  all.setAttribute("href", `#${encodeURIComponent(service.service)}`);
+  showCharts(service);
+  const instances = Object.values(service.instances).filter((i) => !state.alone || i.instance === state.alone || i.name === state.alone);
+  if (state.alone) for (const i of instances) state.open.add(`${i.service} ${i.instance}`);
+  say(byId("instances-count"), state.alone ? `(1 of ${Object.keys(service.instances).length})` : `(${instances.length})`);
   const top = Math.max(...instances.map(widest), 0);
   follow(byId("instances"), instances, (i) => `${i.service} ${i.instance}`, makeInstance, (node, i) => updateInstance(node, i, top));
 }
@@ -239,6 +260,16 @@ function showFigures(service) {
     box.append(element("b"), element("span", "", name));
     return box;
   }, (box, [value]) => say(box.firstElementChild, value));
+}
+
+// The guards' arithmetic before anything is held: how many may be out, and how many are.
+function showRoom(service) {
+  const r = service.room;
+  byId("room").hidden = !r;
+  if (r) {
+    say(byId("room"), `Guards: ${r.out} of ${r.counted} ${r.out === 1 ? "gets" : "get"} no traffic now, whoever took ${r.out === 1 ? "it" : "them"} out; at most ${r.hard} may by hard evidence, `
+      + `${r.soft} by soft; ${r.sound} ${r.sound === 1 ? "is" : "are"} sound, at least ${r.min_healthy} must stay so.`);
+  }
 }
 
 function makeHold() {
@@ -295,6 +326,10 @@ function makeInstance(instance) {
   const more = element("div", "more");
   more.hidden = true;
   item.append(row, more);
+  const alone = element("a", "alone", "alone");
+  alone.setAttribute("href", addressOf(instance));
+  alone.setAttribute("aria-label", `${instance.name} alone`);
+  who.append(alone);
   const key = `${instance.service} ${instance.instance}`;
   button.addEventListener("click", () => {
     if (state.open.has(key)) state.open.delete(key);
@@ -358,6 +393,81 @@ function showBar(bar, i, top) {
   bar.firstElementChild.style.width = `${Math.max(2, ((to - from) / top) * 100)}%`;
 }
 
+// ---- over time ----
+
+let asking = 0;
+async function refreshSeries() {
+  if (!state.chosen || document.hidden) return;
+  const [service, range, source] = [state.chosen, Number(byId("range").value), byId("source").value];
+  const until = Math.floor((Date.now() + state.ahead) / 1000);
+  const since = new Date((until - range) * 1000).toISOString();
+  const step = Math.max(LEAST_STEP_S, Math.ceil(range / 1200) * 10);
+  const mine = ++asking;
+  const path = `/api/v1/services/${encodeURIComponent(service)}/series?since=${since}&until=${new Date(until * 1000).toISOString()}&step=${step}s&source=${source}`;
+  const about = `/api/v1/decisions?service=${encodeURIComponent(service)}&since=${since}&limit=1000`;
+  try {
+    const [series, decisions] = await Promise.all([ask(path).then((a) => a.json()), ask(about).then((a) => a.json())]);
+    if (mine !== asking) return;
+    state.series = { ...series, range: { since: until - range, until, step: series.step_s } };
+    state.marks = decisions.decisions.filter((d) => (d.kind === "ejected" || d.kind === "returned") && d.enforced)
+      .map((d) => ({ at: new Date(d.when) / 1000, kind: d.kind, instance: d.instance, sentence: d.sentence }));
+    if (state.services[service]) showCharts(state.services[service]);
+  } catch { /* the next refresh tells what is wrong */ }
+}
+
+function showCharts(service) {
+  const series = state.series;
+  const columns = series ? Object.entries(series.instances) : [];
+  const total = Object.values(service.instances).reduce((sum, i) => sum + lately(i), 0);
+  const gone = (address) => !Object.values(service.instances).some((i) => i.instance === address);
+  const rank = (address) => (service.instances && Object.values(service.instances).find((i) => i.instance === address && i.serving === "none") ? 0 : gone(address) ? 2 : 1);
+  const rows = columns.map(([address, column]) => ({ address, column, name: nameOf(service, address), gone: gone(address) }))
+    .filter((r) => !state.alone || r.address === state.alone || r.name === state.alone)
+    .sort((a, b) => rank(a.address) - rank(b.address) || a.name.localeCompare(b.name, undefined, { numeric: true }));
+  const scale = scaleOf(rows.map((r) => r.column));
+  byId("charts-none").hidden = rows.length > 0;
+  say(byId("charts-none"), series ? "Nothing is kept of this time yet; ten seconds after a start the first is." : "Asking what is kept …");
+  byId("charts-more").hidden = rows.length <= CHARTS;
+  say(byId("charts-more"), `${rows.length - CHARTS} more are not drawn; choose one in the list below.`);
+  byId("charts").classList.toggle("alone", Boolean(state.alone));
+  follow(byId("charts"), rows.slice(0, CHARTS), (r) => `${service.service} ${r.address}`, makeRow, (node, r) => updateRow(node, r, service, series, scale, total));
+}
+
+// Real requests of the last minute, as far as the balancer tells us of them.
+const lately = (i) => (i.latency.traffic ? i.latency.traffic.count + i.latency.traffic.failures : 0);
+const requests = (column) => column.count.reduce((sum, n) => sum + n, 0) + column.failures.reduce((sum, n) => sum + n, 0);
+
+function makeRow() {
+  const row = element("div", "over");
+  const head = element("div", "over-head");
+  head.append(element("a", "name"), element("span", "pill"), element("span", "share"), element("span", "scale"));
+  row.append(head, makeChart());
+  return row;
+}
+
+function updateRow(row, r, service, series, scale, total) {
+  const [link, pill, share, top] = row.firstElementChild.children;
+  const i = Object.values(service.instances).find((each) => each.instance === r.address);
+  say(link, r.name);
+  link.setAttribute("href", addressOf({ service: service.service, instance: r.address }));
+  tone(pill, i ? i.judgement : "unknown", i ? (i.operator === "ready" ? i.judgement : i.operator) : "gone");
+  say(share, total && i ? `${((lately(i) / total) * 100).toFixed(0)} % of the traffic` : "");
+  say(top, scale ? `${seconds(scale.least)} to ${seconds(scale.most)}` : "");
+  const mine = state.marks.filter((m) => m.instance === r.address && m.at >= series.range.since);
+  const label = `${r.name}: ${requests(r.column)} ${series.source === "traffic" ? "requests" : "probes"}, ${mine.filter((m) => m.kind === "ejected").length} ejections`;
+  drawChart(row.lastElementChild, r.column, scale, series.range, mine, label, (place, column, range, marks) => read(r.name, place, column, range, marks));
+}
+
+function read(name, place, column, range, marks) {
+  if (place === "") return;
+  const at = column.at[place];
+  const near = marks.filter((m) => m.at >= at && m.at < at + range.step).map((m) => m.sentence);
+  const stood = [column.judgement[place], column.operator[place] === "ready" ? "" : column.operator[place], column.serving[place] ? `serving ${column.serving[place]}` : ""];
+  const times = column.count[place] ? `p50 ${seconds(column.p50[place])}, p99 ${seconds(column.p99[place])}, ${seconds(column.min[place])} to ${seconds(column.max[place])}` : "no good answer";
+  say(byId("reading"), `${name} · ${new Date(at * 1000).toLocaleTimeString()} · ${times} · ${column.count[place]} good, ${column.failures[place]} failed · `
+    + [...stood.filter(Boolean), ...near].join(", "));
+}
+
 function showMore(box, i) {
   const groups = [
     ["Checks", Object.entries(i.checks).map(([spec, c]) => checkLine(spec, c))],
@@ -409,7 +519,18 @@ function askLine(i) {
 
 function showLog() {
   const only = byId("only").checked;
-  const shown = state.log.filter((d) => !only || d.service === state.chosen || d.service === "").slice(0, LOG_KEPT);
+  const kind = byId("kind").value;
+  const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const says = (d) => `${d.kind} ${d.service}/${d.instance} ${d.by} ${d.sentence}`.toLowerCase();
+  const shown = state.log.filter((d) => (!only || d.service === state.chosen || d.service === "") && (!kind || d.kind === kind)
+    && (!state.alone || !d.instance || d.service !== state.chosen || d.instance === state.alone || nameOf(state.services[d.service], d.instance) === state.alone)
+    && words.every((w) => says(d).includes(w))).slice(0, state.shown);
+  follow(byId("kind"), ["", ...[...new Set(state.log.map((d) => d.kind))].sort()], (k) => k || "all", (k) => {
+    const option = element("option", "", k.replaceAll("_", " ") || "all");
+    option.value = k;
+    return option;
+  }, () => {});
+  byId("older").hidden = state.cursor === null;
   byId("log-none").hidden = shown.length > 0;
   byId("log").hidden = shown.length === 0;
   follow(byId("log"), shown, (d) => d.id, makeDecision, () => {});
@@ -432,12 +553,19 @@ function makeDecision(d) {
 
 function take(decisions) {
   const known = new Set(state.log.map((d) => d.id));
-  state.log = [...decisions.filter((d) => !known.has(d.id)), ...state.log].sort((a, b) => b.id - a.id).slice(0, LOG_KEPT * 2);
+  state.log = [...decisions.filter((d) => !known.has(d.id)), ...state.log].sort((a, b) => b.id - a.id).slice(0, state.shown * 2);
   if (state.log.length) state.lastId = Math.max(state.lastId, state.log[0].id);
   showLog();
 }
 
 // ---- keeping up ----
+
+async function older() {
+  const page = await (await ask(`/api/v1/decisions?limit=200&cursor=${state.cursor}`)).json();
+  state.shown += 200;
+  state.cursor = page.next_cursor;
+  take(page.decisions);
+}
 
 function link(word, text) {
   byId("link").dataset.state = word;
@@ -453,6 +581,7 @@ async function refresh() {
     byId("trouble").hidden = true;
     byId("token-form").hidden = true;
     state.services = body.services;
+    state.ahead = new Date(body.sidecar.when) - Date.now(); // the sidecar's clock counts, not this one's
     showSidecar(body.sidecar);
     showServices();
   } catch (error) {
@@ -473,7 +602,9 @@ function refreshSoon() {
 async function listen() {
   for (let wait = 1000; ; wait = Math.min(wait * 2, 15000)) {
     try {
-      const recent = (await (await ask("/api/v1/decisions?limit=100")).json()).decisions;
+      const page = await (await ask("/api/v1/decisions?limit=100")).json();
+      const recent = page.decisions;
+      if (!state.log.length) state.cursor = page.next_cursor;
       // ids that go back are another life of the sidecar, without a state folder: what is shown here is over
       if (!recent.length || recent[0].id < state.lastId) Object.assign(state, { log: [], lastId: 0 });
       take(recent);
@@ -497,8 +628,10 @@ async function readEvents(reader) {
     for (const event of events) {
       const line = event.split("\n").find((l) => l.startsWith("data: "));
       if (!line) continue;
-      take([{ ...JSON.parse(line.slice(6)), live: true }]);
+      const decision = { ...JSON.parse(line.slice(6)), live: true };
+      take([decision]);
       refreshSoon();
+      if (decision.service === state.chosen && (decision.kind === "ejected" || decision.kind === "returned")) refreshSeries();
     }
   }
 }
@@ -519,6 +652,11 @@ byId("theme").addEventListener("click", () => {
   applyTheme(next);
 });
 byId("only").addEventListener("change", showLog);
+byId("kind").addEventListener("change", showLog);
+byId("find").addEventListener("input", showLog);
+byId("older").addEventListener("click", older);
+byId("range").addEventListener("change", refreshSeries);
+byId("source").addEventListener("change", refreshSeries);
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   state.token = byId("token").value.trim();
@@ -527,16 +665,15 @@ byId("token-form").addEventListener("submit", (event) => {
   refresh();
 });
 addEventListener("hashchange", () => {
-  const chosen = chosenByAddress();
-  if (!chosen) return;
-  state.chosen = chosen;
+  if (!choose(state.chosen)) return;
   showServices();
   showLog();
 });
-document.addEventListener("visibilitychange", refresh);
+document.addEventListener("visibilitychange", () => { refresh(); refreshSeries(); });
 
 const stored = localStorage.getItem("theme");
 applyTheme(THEMES.includes(stored) ? stored : "auto");
 refresh();
 setInterval(refresh, REFRESH_MS);
+setInterval(refreshSeries, HISTORY_MS);
 listen();
