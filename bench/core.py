@@ -140,6 +140,7 @@ def costs(seconds: float, batch_s: float, folder: Path, services: int = SERVICES
         crowd.now += 0.01
         loop.step([*crowd.due(), *crowd.beside()])
     recorder.begin(encode(crowd.world, World), crowd.world.policy, crowd.now, time.time())
+    loop.step([crowd.picture()], Meter())  # a segment of ten minutes begins with one that is written whole
     recorder.flush(30.0)
     meter, facts = Meter(), 0
     elsewhere = time.process_time() - time.thread_time()

@@ -126,12 +126,15 @@ class Tallies:
         match fact:
             case Probed(outcome):
                 target = world.targets.get(outcome.target)
+                is_good, seconds = outcome.result is _OK, outcome.ended - outcome.started
                 for instance in target.users if target else ():
-                    if outcome.result is not _OK:
+                    if is_good and (histogram := self.latency.get((instance.service, "probe"))) is not None and seconds > 0.0:
+                        histogram.add(seconds)
+                    elif is_good:
+                        self._time(instance.service, "probe", seconds)
+                    else:
                         reason = outcome.reason.value if outcome.reason else ""
                         self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
-                        continue
-                    self._time(instance.service, "probe", outcome.ended - outcome.started)
             case Pictured():
                 if fact.error:
                     self._add(self.picture_errors, fact.balancer)

@@ -20,10 +20,15 @@ def turn(world: World, facts: Sequence[Fact], now: float) -> tuple[Decision | No
     touched: dict[str, None] = {}
     asked: list[TargetState] = []
     for fact in facts:
-        for name in world.absorb(fact):
-            touched[name] = None
-        if type(fact) is Probed and (target := world.targets.get(fact.outcome.target)) is not None:
+        if type(fact) is not Probed:
+            names = world.absorb(fact)
+        elif (target := world.targets.get(fact.outcome.target)) is not None:
+            names = world.probed(target, fact.outcome)
             asked.append(target)
+        else:
+            continue
+        for name in names:
+            touched[name] = None
     decision = None
     if touched or world.commands or world.events:
         decision = decide(world, world.policy, now, touched)

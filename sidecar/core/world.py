@@ -4,7 +4,7 @@ changes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lbplugins.values import Axis, Serve
@@ -49,11 +49,12 @@ _OK, _FAIL, _UNKNOWN = Result.OK, Result.FAIL, Result.UNKNOWN
 class World(Known):
     """What is known, with the only two ways in."""
 
-    def absorb(self, fact: Fact) -> tuple[str, ...]:
+    def absorb(self, fact: Fact) -> Sequence[str]:
         """Take one fact in; the names of the services that need a decision because of it (most good answers: none)."""
         match fact:
             case Probed():
-                return self._probed(fact.outcome)
+                target = self.targets.get(fact.outcome.target)
+                return self.probed(target, fact.outcome) if target is not None else ()
             case Nudged():
                 return self._nudged(fact)
             case Traffic():
@@ -133,10 +134,8 @@ class World(Known):
             if self.unasked:
                 self.unasked.pop(ask.target, None)
 
-    def _probed(self, outcome: Outcome) -> tuple[str, ...]:
-        target = self.targets.get(outcome.target)
-        if target is None:
-            return ()
+    def probed(self, target: TargetState, outcome: Outcome) -> Sequence[str]:
+        """`absorb` for who has looked the target up: of nearly all facts."""
         target.scheduled = None
         target.count += 1
         result = outcome.result
@@ -154,7 +153,7 @@ class World(Known):
         for instance in target.users:
             if self._is_news(instance, target, outcome):
                 eventful.append(instance.service)
-        return tuple(eventful)
+        return eventful
 
     def _is_news(self, instance: Instance, target: TargetState, outcome: Outcome) -> bool:
         """One user of the target is credited with its answer. Does anything follow from it?"""

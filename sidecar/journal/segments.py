@@ -11,6 +11,7 @@ import contextlib
 import os
 import struct
 import time
+import typing
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import BinaryIO
 
 from sidecar.core.model import Decision, Fact, Pictured, Probed, Target
 from sidecar.core.policy import Policy
-from sidecar.journal.codec import CodecError, Json, decode, dumps, encode, loads
+from sidecar.journal.codec import TAG, CodecError, Json, decode, dumps, encode, loads
 from sidecar.journal.columns import Columns, Names, rows
 from sidecar.journal.pictures import Pictures, Repictured
 
@@ -270,10 +271,9 @@ class Writer:
 
 def _names_of(order: Sequence[Target], first: int, end: int) -> bytes:
     """These targets' names, in lines short enough not to keep the interpreter from the thread that decides."""
-    return b"".join(
-        dumps(encode(Named(at, tuple(order[at : min(at + _NAMES_IN_A_LINE, end)])), Named | Gap)) + b"\n"
-        for at in range(first, end, _NAMES_IN_A_LINE)
-    )
+    lines = (Named(at, tuple(order[at : min(at + _NAMES_IN_A_LINE, end)])) for at in range(first, end, _NAMES_IN_A_LINE))
+    # as the codec would, which goes through the tuples one by one
+    return b"".join(dumps({TAG: "Named", "first": each.first, "targets": typing.cast(Json, each.targets)}) + b"\n" for each in lines)
 
 
 def _records(block: bytes, names: list[Target], pictures: Pictures) -> Iterator[Batch | Gap]:
