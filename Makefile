@@ -62,7 +62,6 @@ bench-scrape: $(STAMP)  ## what a scrape of 500 services x 20 instances costs, a
 
 .PHONY: bench-faults bench-soak
 bench-faults: $(STAMP) system-packages  ## bad requests per fault, every balancer's own ways and ours: 40 minutes; QUICK=1 two minutes, FULL=1 everything, ONLY="…" RUNS=n
-	@$(BIN)/python -m bench.peers.install
 	@$(BIN)/python -m bench.faultlab $(if $(QUICK),--quick) $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY)) $(if $(RUNS),--runs $(RUNS)) \
 		--json $(VENV)/bench-faults.json --svg $(VENV)/bench-faults.svg
 

@@ -29,6 +29,7 @@ from bench.faultlab.lane import Lane, Play, Ports, Shape
 from bench.faultlab.load import ROOT
 from bench.faultlab.report import counted, limits, noise, ranks, table, verdicts
 from bench.faultlab.score import Score, Told
+from bench.peers.install import install
 from sidecar.demo.stage import StageError
 
 NINE = (
@@ -185,6 +186,8 @@ def main() -> int:
 
 
 def _sit(asked: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[Score]]:
+    if not asked.quick:
+        install(lambda line: print(line, file=sys.stderr, flush=True))
     who, what = _chosen(asked)
     shape = Shape(asked.instances, asked.rate, asked.service_ms, asked.health_ms)
     runs = asked.runs or (1 if asked.quick else 5)
@@ -212,7 +215,7 @@ def _chosen(asked: argparse.Namespace) -> tuple[list[Contestant], list[Fault]]:
     names = tuple(w for w in only if w in known) or names
     faults = tuple(w for w in only if w in FAULTS) or faults
     if missing := [name for name in names if name not in known]:
-        print(f"not on this machine, left out: {' '.join(missing)} (python -m bench.peers.install brings wheels)")
+        print(f"not on this machine, left out: {' '.join(missing)}")
     return [known[name] for name in names if name in known], [FAULTS[name] for name in faults]
 
 

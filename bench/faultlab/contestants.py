@@ -31,13 +31,14 @@ Balance = Literal["roundrobin", "leastconn"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Where to listen and whom to ask. `spare`: three more free ports; `folder`: for this contestant alone."""
+    """Where to listen and whom to ask. `spare`: two more free ports; `folder`: for this contestant; `settle_s`: of a balancer alone."""
 
     folder: Path
     listen: int
     ports: Sequence[int]
     spare: Sequence[int]
     balance: Balance = "roundrobin"
+    settle_s: float = SETTLE_S
 
 
 class Running:
@@ -119,7 +120,7 @@ def _alone(job: Job, argv: Sequence[str]) -> Running:
     except stage.StageError:
         running.stop()
         raise
-    time.sleep(max(0.0, began + SETTLE_S - time.monotonic()))
+    time.sleep(max(0.0, began + job.settle_s - time.monotonic()))
     return running
 
 
@@ -172,7 +173,7 @@ def _haproxy(path: str, job: Job, *, server: str, defaults: str) -> Running:
 
 def _haproxy_and_us(path: str, job: Job, *, defaults: str) -> Running:
     """As deploy/haproxy has it: weights, the agent line, its own plain check every 2 s, and the log to the sidecar."""
-    log, agent = job.spare[:2]
+    log, agent = job.spare
     server = f"check inter 2s fall 3 rise 2 weight 100 agent-check agent-inter 1s agent-addr 127.0.0.1 agent-port {agent}"
     config = _haproxy_config(job, server, defaults, f"    log 127.0.0.1:{log} len 2048 format raw local0 info\n")
     plain = "\n".join(line for line in config.split("\n") if "httpchk" not in line and "http-check" not in line)

@@ -101,7 +101,7 @@ class Rank:
             stage.wait_for(port, f"instance {i + 1}")
 
     def do(self, deed: Deed, i: int) -> None:
-        """At once; a new way holds when this returns."""
+        """At once; it is done when this returns."""
         process = self._processes[i]
         if isinstance(deed, Ways):
             assert process.stdin is not None and process.stdout is not None, "asked for pipes"
@@ -111,6 +111,8 @@ class Rank:
             process.stdout.readline()
         else:
             process.send_signal({"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "cont": signal.SIGCONT}[deed])
+            if deed == "kill":
+                process.wait()
 
     def heal(self) -> None:
         """Everybody as usual, whatever was done."""

@@ -19,20 +19,19 @@ from bench.faultlab.load import Load
 from bench.faultlab.score import Score, Setup, Told, score
 from sidecar.demo import stage
 
-HEALTHY_S = 4.0
-"""Load before the fault, and up to a second more."""
 SOON_S = 0.2
-SPARE = 3
+SPARE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How much of everything: instances, requests a second, and the instances' usual times."""
+    """Instances, requests a second, the instances' usual times, and how long there is load before the fault, not counting its phase."""
 
     n: int = 8
     rate: float = 500.0
     service_ms: float = 10.0
     health_ms: float = 0.5
+    healthy_s: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +102,11 @@ class Lane:
 
     def _strike(self, play: Play, running: Running, job: Job) -> Score:
         shape, fault = self.shape, play.fault
-        load = Load(job.listen, shape.rate, HEALTHY_S + play.phase + fault.observed_s, job.folder / "requests")
+        load = Load(job.listen, shape.rate, shape.healthy_s + play.phase + fault.observed_s, job.folder / "requests")
         try:
             start = time.monotonic() + SOON_S
             load.begin(start)
-            onset = start + HEALTHY_S + play.phase
+            onset = start + shape.healthy_s + play.phase
             victims = _victims(fault, play.first, shape.n)
             self._act(fault.acts, victims, onset)
             requests = load.requests()
