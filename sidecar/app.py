@@ -26,6 +26,7 @@ from sidecar.config.load import Loaded, load, unusable_here
 from sidecar.config.models import ANY, BalancerOptions, Config
 from sidecar.config.plugins import plugin_class
 from sidecar.core import traffic
+from sidecar.core.histogram import Histogram
 from sidecar.core.model import (
     Ask,
     Commanded,
@@ -122,6 +123,7 @@ class App:
         self.listeners: list[Callable[[Event], object]] = []
         self._lag = LagMeter()
         self._worst_lag = 0.0
+        self._probe_lag: float | None = None
         self._told_members: tuple[Policy, list[Driver], dict[str, tuple[Instance, ...]]] | None = None
         self._lapses: Mapping[str, float] | None = None
         self._no_network, self._reached_at = (float("-inf"), ""), float("-inf")
@@ -450,6 +452,8 @@ class App:
             network = f"our own network is not there ({why})" if is_cut_off else ""
             if is_dear := number % CHECKS_A_DEAR_ONE == 0:
                 descriptors = _descriptors(self._process)
+                late, self.engine.lateness = self.engine.lateness, Histogram()
+                self._probe_lag = late.quantile(0.99) if late.count else None
             self.reconciler.deliver((SelfChecked(now, self._worst_lag, network, descriptors, fault, standby),))
             self._tell_members()
             for target in self.engine.targets() - self.reconciler.world.targets.keys() if is_dear else ():
@@ -642,6 +646,7 @@ class App:
             {p.name: p.count() for p in self._publishers},
             decisions_dropped=self.decisions.dropped,
             recorder_dropped=self._recorder.dropped,
+            probe_lag_s=self._probe_lag,
         )
 
     def notes(self) -> list[str]:

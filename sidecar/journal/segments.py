@@ -272,7 +272,7 @@ class Writer:
 def _names_of(order: Sequence[Target], first: int, end: int) -> bytes:
     """These targets' names, in lines short enough not to keep the interpreter from the thread that decides."""
     lines = (Named(at, tuple(order[at : min(at + _NAMES_IN_A_LINE, end)])) for at in range(first, end, _NAMES_IN_A_LINE))
-    # as the codec would, which goes through the tuples one by one
+    # as the codec would, which goes through the tuples one by one; the cast: to JSON a tuple is a list
     return b"".join(dumps({TAG: "Named", "first": each.first, "targets": typing.cast(Json, each.targets)}) + b"\n" for each in lines)
 
 

@@ -118,7 +118,7 @@ class Engine:
         self._is_flushing = False
         self._is_closed = False
         self.lateness = Histogram()
-        """How late probes started, seconds: for each wake-up the one that had waited longest."""
+        """How late probes started, seconds: for each wake-up the one that had waited longest. Who reads it may leave an empty one."""
 
     def specs(self, specs: Mapping[str, ProbeSpec]) -> None:
         """Replace all known specs by these, named by their keys. Targets of the others are forgotten. ValueError changes nothing."""

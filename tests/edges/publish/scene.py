@@ -32,6 +32,7 @@ class Scene(Lab):
             version="1.2.3",
             uptime_s=12.5,
             lag_s=0.002,
+            probe_lag_s=0.003,
             holds=self.decisions[-1].holds,
             sinks={"graphite": SinkCount(5, 2, 1, True, 4)},
             **more,  # type: ignore[arg-type]
