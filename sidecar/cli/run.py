@@ -17,6 +17,7 @@ from sidecar.cli import pools
 from sidecar.config.load import Loaded, find_config, load, unusable_here
 from sidecar.config.problems import ConfigError
 from sidecar.journal.intents import JournalError
+from sidecar.net.dial import raise_descriptor_limit
 from sidecar.store.state_dir import StateDirError
 from sidecar.web.options import SecretError
 
@@ -46,6 +47,7 @@ def run(argument: Path | None, *, observe: bool) -> int:
 
 async def _serve(loaded: Loaded, *, observe: bool) -> int:
     loop = asyncio.get_running_loop()
+    raise_descriptor_limit()
     orders = _Orders(App(loaded, observe=observe))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, orders.stop)

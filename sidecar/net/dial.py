@@ -12,6 +12,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from sidecar.net.addresses import host_problem, ip_problem
 
 READ_BYTES = 16 * 1024
 RESERVED_DESCRIPTORS = 32
+USUAL_DESCRIPTORS, MOST_DESCRIPTORS = 1024, 1 << 20
+"""What a shell gives, for the sake of programs that use `select`; and as many as any sidecar needs."""
 
 SockAddr = tuple[Any, ...]  # as the socket module has it: (host, port) or (host, port, flow, scope)
 
@@ -288,6 +291,15 @@ def _raise_if_reset(sock: ssl.SSLSocket) -> None:
 def _raise_if(code: int, fine: tuple[int, ...]) -> None:
     if code not in fine:
         raise OSError(code, errno.errorcode.get(code, str(code)))
+
+
+def raise_descriptor_limit() -> None:
+    """As many open files as this process may give itself. A limit below the usual one is somebody's wish, and stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if USUAL_DESCRIPTORS <= soft < most:
+        with suppress(OSError):  # the kernel allows fewer: then we have what we had
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _keep_reserve(descriptor: int) -> None:
