@@ -148,11 +148,13 @@ def noise(scores: Sequence[Score]) -> str:
     """How restless the machine was, and what was played again for it."""
     late = [s.late_p99_ms for s in scores]
     cells = counted(scores)
-    kept = sum(len(runs) for rows in cells.values() for runs in rows.values())
-    restless = sum(s.is_noisy for rows in cells.values() for runs in rows.values() for s in runs)
+    counting = [s for rows in cells.values() for runs in rows.values() for s in runs]
+    restless = sum(s.is_noisy for s in counting)
+    aside = sum(s.false_ejections or 0 for s in scores) - sum(s.false_ejections or 0 for s in counting)
     return (
-        f"{kept} runs count; {len(scores) - kept} noisy ones were played again, {restless} that count are noisy still; the generator's own "
-        f"lateness, p99 of a run: median {statistics.median(late):.1f} ms, worst {max(late):.0f} ms"
+        f"{len(counting)} runs count; {len(scores) - len(counting)} noisy ones were played again (false ejections in those: {aside}), "
+        f"{restless} that count are noisy still; the generator's own lateness, p99 of a run: median {statistics.median(late):.1f} ms, "
+        f"worst {max(late):.0f} ms"
     )
 
 
