@@ -61,6 +61,7 @@ class Sitting:
         self.scores: list[Score] = []
         self._lock = threading.Lock()
         self._told = 0
+        self._is_stopped = False
 
     def next(self) -> Play | None:
         with self._lock:
@@ -79,7 +80,7 @@ class Sitting:
             self._say(play, f"{play.fault.name:14} {play.contestant.name:16} NOT PLAYED: {error}", again=True)
 
     def _say(self, play: Play, words: str, *, again: bool) -> None:
-        if again and play.attempt + 1 < ATTEMPTS:
+        if again and play.attempt + 1 < ATTEMPTS and not self._is_stopped:
             self.due.append(replace(play, attempt=play.attempt + 1))
             words += ", again"
         self._told += 1
@@ -89,6 +90,7 @@ class Sitting:
         """No further run; those under way end."""
         with self._lock:
             self.due.clear()
+            self._is_stopped = True
 
 
 def _words(score: Score) -> str:
