@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from zlib import crc32
 
-from lbplugins.values import Address, Serve
+from lbplugins.values import Address, Operator, Serve
 from sidecar.core.known import InstanceState, Known, Sent, ServiceState, TargetState, is_at, strictest, target_of
 from sidecar.core.model import Discovered, Instance, PoolRef, ServerRef, Target
 from sidecar.core.policy import ProbePlan, ServicePolicy
@@ -157,20 +157,25 @@ def plan_references(world: Known) -> None:
 
 
 def map_servers(world: Known, service: ServiceState) -> None:
-    """Which server of which balancer is which instance: by address."""
+    """Which server of which balancer is which instance: by address. Who has none that we know, and may serve, is capacity all the same."""
     policy = world.policy.services[service.name]
     by_address: dict[Address, list[ServerRef]] = {}
+    nameless: list[ServerRef] = []
     for owner, pool in policy.pools:
         balancer = world.balancers.get(owner)
         for ref, seen in balancer.of_pool(pool) if balancer else ():
             if seen.address is not None:
                 by_address.setdefault(seen.address, []).append(ServerRef(owner, ref))
+            elif seen.operator is Operator.READY:
+                nameless.append(ServerRef(owner, ref))
     for state in service.instances.values():
         servers = by_address.pop(state.instance.address, [])
         servers += [server for server in state.servers if server not in servers and _is_still_its(world, state, server)]
         state.servers = tuple(servers)
         operator_of_instance(world, state)
-    service.unlisted = tuple(server for servers in by_address.values() for server in servers)
+    owned = {server for state in service.instances.values() for server in state.servers} if nameless else set()
+    unlisted = [server for servers in by_address.values() for server in servers]
+    service.unlisted = (*unlisted, *(server for server in nameless if server not in owned))
 
 
 def _is_still_its(world: Known, state: InstanceState, server: ServerRef) -> bool:

@@ -45,7 +45,8 @@ def of_service(look: Look, service: ServiceState) -> Finding:
     warns += [f"balancer {name}: {why}" for name, why in look.balancer_faults(service).items()]
     warns += [f"discovery {name}: {why}" for name, why in service.faults.items()]
     if not service.instances and not fails:
-        warns.append("just started: no instance is known yet")
+        n = len(service.unlisted)
+        warns.append(f"none of its {n} servers has an address that could be asked" if n else "just started: no instance is known yet")
     return Finding(_status(fails, warns), _cut([*fails, *warns]), len(judged), len(serving), healthy)
 
 
@@ -171,7 +172,7 @@ def _fails(look: Look, service: ServiceState, serving: int, healthy: int) -> lis
     n, fails = len(service.instances), []
     if service.failing_open:
         fails.append("failing open: too few are healthy, so doubtful ones get traffic")
-    if not n and not is_cold(look, service):
+    if not n and not service.unlisted and not is_cold(look, service):
         fails.append("nothing is in rotation: no instance is known")
     elif n and not serving:
         fails.append(f"nothing is in rotation: none of {n} instances gets traffic")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lbplugins.values import Address, Axis, Operator, Ref, Serve, Setting
+from lbplugins.values import Address, Axis, Operator, Ref, Seen, Serve, Setting
 from sidecar.core.model import (
     Act,
     Adopted,
@@ -18,6 +18,7 @@ from sidecar.core.model import (
     Judgement,
     Resumed,
     SelfChecked,
+    ServerRef,
     Strength,
     Verb,
 )
@@ -610,4 +611,18 @@ def test_a_dead_primary_goes_when_an_idle_reserve_stands_by() -> None:
     lab.answer(1, refused())
     lab.run(2.0)
 
+    assert lab.out() == [1]
+
+
+def test_a_server_without_an_address_is_capacity_unless_an_operator_has_it_out() -> None:
+    lab = Lab(2)
+    lab.servers[Ref("shop", "u1")] = Seen(serving=True)
+    lab.servers[Ref("shop", "t1")] = Seen(serving=False, operator=Operator.MAINTENANCE)
+
+    lab.run(WARM)
+    assert lab.world.services["shop"].unlisted == (ServerRef("edge", Ref("shop", "u1")),)
+
+    lab.answer(1, refused())
+    lab.answer(2, good())
+    lab.run(2.0)
     assert lab.out() == [1]
