@@ -1,0 +1,1 @@
+"""Ready-made dashboards, alerts and receivers' settings, made by `python -m dashboards.make`."""
