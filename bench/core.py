@@ -40,7 +40,7 @@ TOOK_S = 0.0004
 PLAN = ProbePlan("http:/health", 1.0, 1.0)
 WARM_S = 15.0
 """In the world's own time: everybody known, and spread by the jitter."""
-PARTS = ("absorb + decide", "journal", "journal's thread", "percentiles", "tallies", "rest")
+PARTS = ("absorb + decide", "journal", "journal's thread", "percentiles and tallies", "rest")
 JUDGED = PARTS[:3]
 MUST_US, GOAL_US = 8.0, 4.0
 TIP_MUST_MS, TIP_GOAL_MS = 50.0, 10.0
@@ -121,13 +121,8 @@ class Loop:
         decision, asks = turn(crowd.world, facts, now)
         meter.parts[part] += time.thread_time() - before
         meter.run(PARTS[1], lambda: self.recorder.batch(now, facts, decision))
-        meter.run(PARTS[3], lambda: measure(self.latencies, crowd.world, facts, now))
-        meter.run(PARTS[4], lambda: self._count(facts))
+        meter.run(PARTS[3], lambda: measure(self.latencies, crowd.world, facts, now, self.tallies))
         crowd.take(asks)
-
-    def _count(self, facts: Sequence[Fact]) -> None:
-        for fact in facts:
-            self.tallies.count(fact, self.crowd.world)
 
 
 def costs(seconds: float, batch_s: float, folder: Path, services: int = SERVICES) -> dict[str, float]:
@@ -152,7 +147,7 @@ def costs(seconds: float, batch_s: float, folder: Path, services: int = SERVICES
         if batch:
             loop.step(batch, meter)
         if beside := crowd.beside():
-            loop.step(beside, meter, PARTS[5])
+            loop.step(beside, meter, PARTS[4])
         # never ahead of real time; behind it on a machine that is not ours, with the same facts in the same batches
         time.sleep(max(0.0, start + crowd.now - began - time.monotonic()))
     took = time.monotonic() - start

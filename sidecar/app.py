@@ -153,6 +153,7 @@ class App:
             journal=self._intents,
             recorder=self._recorder,
             latencies=self.latencies,
+            tallies=self.tallies,
             on_decision=self._decided,
             on_facts=self._took,
         )
@@ -579,7 +580,8 @@ class App:
                     self._no_network = (outcome.ended, outcome.detail)
                 elif outcome.result is not unknown:
                     self._reached_at = outcome.ended
-            self.tallies.count(fact, world)
+            else:
+                self.tallies.count(fact, world)
 
     def _heard(self, balancer: str, batch: Sequence[TrafficSample]) -> None:
         """Real requests: their response times by instance at once, as evidence a moment's worth at a time."""

@@ -31,6 +31,7 @@ from sidecar.core.model import (
     Resumed,
     Tick,
 )
+from sidecar.core.samples import Tallies
 from sidecar.core.turn import turn
 from sidecar.core.window import Latencies
 from sidecar.core.world import World
@@ -92,8 +93,11 @@ class Reconciler:
         on_decision: Callable[[Decision], None],
         on_facts: Callable[[Sequence[Fact]], None],
         pen: Executor | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
-        """`on_facts` and `on_decision` hear of each turn after it; they must not wait. `pen` runs the journal's calls, one at a time."""
+        """`tallies` count probes; who counts the other facts is `on_facts`.
+
+        `on_facts` and `on_decision` hear of each turn after it; they must not wait. `pen` runs the journal's calls, one at a time."""
         self.world = World()
         self.tellers: Mapping[str, Teller] = {}
         self.holds: tuple[Hold, ...] = ()
@@ -103,7 +107,7 @@ class Reconciler:
         self.journal_fault = ""
         self._loop = asyncio.get_running_loop()
         self._prober, self._journal, self._recorder = prober, journal, recorder
-        self._latencies = latencies
+        self._latencies, self._tallies = latencies, tallies
         self._on_decision, self._on_facts = on_decision, on_facts
         self._inbox: list[Fact] = []
         self._due = False
@@ -168,7 +172,7 @@ class Reconciler:
         if decision is not None or self._timer is None:
             self._rest(now)
         # what only counts and tells comes last: should it fail, nothing that was decided is lost
-        measure(self._latencies, self.world, facts, now)
+        measure(self._latencies, self.world, facts, now, self._tallies)
         self._on_facts(facts)
         if self._waiting and any(isinstance(fact, Journaled) for fact in facts):
             waiting, self._waiting = self._waiting, []

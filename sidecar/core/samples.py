@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 from lbplugins.values import Operator
 from sidecar.core import guard
-from sidecar.core.histogram import Histogram
+from sidecar.core.histogram import Histogram, index_of
 from sidecar.core.known import InstanceState, ServiceState
 from sidecar.core.model import (
     Applied,
@@ -24,6 +24,7 @@ from sidecar.core.model import (
     Instance,
     Journaled,
     Judgement,
+    Outcome,
     Pictured,
     Probed,
     Result,
@@ -121,20 +122,16 @@ class Tallies:
 
     def count(self, fact: Fact, world: World) -> None:
         """Count one fact, after `world` has absorbed it: that tells whose the target of a probe is."""
-        kind = _KINDS[type(fact)]
-        self.facts[kind] = self.facts.get(kind, 0) + 1
+        self.count_kind(type(fact))
         match fact:
             case Probed(outcome):
                 target = world.targets.get(outcome.target)
-                is_good, seconds = outcome.result is _OK, outcome.ended - outcome.started
+                seconds = outcome.ended - outcome.started
                 for instance in target.users if target else ():
-                    if is_good and (histogram := self.latency.get((instance.service, "probe"))) is not None and seconds > 0.0:
-                        histogram.add(seconds)
-                    elif is_good:
-                        self._time(instance.service, "probe", seconds)
+                    if outcome.result is _OK:
+                        self.count_good(instance.service, index_of(seconds), seconds)
                     else:
-                        reason = outcome.reason.value if outcome.reason else ""
-                        self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
+                        self.count_poor(instance, outcome)
             case Pictured():
                 if fact.error:
                     self._add(self.picture_errors, fact.balancer)
@@ -145,6 +142,24 @@ class Tallies:
                 self.journal_errors += bool(fact.error)
             case _:
                 pass
+
+    def count_kind(self, kind: type[Fact], number: int = 1) -> None:
+        """So many facts of this kind were taken in."""
+        name = _KINDS[kind]
+        self.facts[name] = self.facts.get(name, 0) + number
+
+    def count_good(self, service: str, index: int, seconds: float) -> None:
+        """Time one good answer to a probe, of which `index_of` has said the bucket."""
+        histogram = self.latency.get((service, "probe"))
+        if histogram is None:
+            self._time(service, "probe", seconds)
+        else:
+            histogram.add_known(index, seconds)
+
+    def count_poor(self, instance: Instance, outcome: Outcome) -> None:
+        """Count one probe that gave no good answer."""
+        reason = outcome.reason.value if outcome.reason else ""
+        self._add(self.probes, (instance.service, str(instance.address), outcome.result.value, reason))
 
     def count_traffic(self, service: str, ok: bool, seconds: float | None) -> None:
         """Count one real request; only good ones are timed."""

@@ -103,8 +103,8 @@ class Latencies:
         self._instances: dict[tuple[Instance, Source], _Track] = {}
         self._services: dict[tuple[str, Source], _Track] = {}
 
-    def add(self, instance: Instance, source: Source, seconds: float, now: float) -> None:
-        """Count a good answer that took so long. ValueError for NaN."""
+    def add(self, instance: Instance, source: Source, seconds: float, now: float) -> int:
+        """Count a good answer that took so long; its bucket, as `index_of` says it. ValueError for NaN."""
         if seconds != seconds:
             raise ValueError(f"the latency of {instance} is NaN")
         index, second = index_of(seconds), int(now)
@@ -112,9 +112,10 @@ class Latencies:
         if own is not None and whole is not None:
             own.add(index, seconds, second)
             whole.add(index, seconds, second)
-            return
+            return index
         for track in self._tracks(instance, source):
             track.add(index, seconds, second)
+        return index
 
     def fail(self, instance: Instance, source: Source, now: float) -> None:
         """Count a failure; it has no latency."""
