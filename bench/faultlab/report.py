@@ -92,7 +92,7 @@ def _value(rows: Mapping[str, Sequence[Score]], limit: Limit) -> float | None:
 
 HEAD = (
     "| contestant | retries | runs | bad | least-most | failed | p99 ms | last bad s | share at end % | others out | our out s | "
-    "false ejections | returns |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "false ejections | returns | bad after |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -111,6 +111,7 @@ def _line(name: str, runs: Sequence[Score], retries: bool) -> str:
         f"{statistics.median(outs):.2f}" if outs else "never" if is_ours else "",
         str(sum(s.false_ejections or 0 for s in runs)) if is_ours else "",
         str(sum(s.returns or 0 for s in runs)) if is_ours else "",
+        f"{_median(runs, 'bad_after_return'):g}" if is_ours else "",
     )
     cells = (
         name,

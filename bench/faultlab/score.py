@@ -84,6 +84,12 @@ class Score:
     told: tuple[Told, ...]
 
     @property
+    def bad_after_return(self) -> int:
+        """Bad requests that were due after the first return of a blamed one, to a quarter of a second: what the attempt cost."""
+        back = next((e.at_s for e in self.told if e.kind == "returned" and e.at_s > 0), None) if self.returns else None
+        return 0 if back is None else sum(self.timeline[int(back / BIN_S) :])
+
+    @property
     def is_noisy(self) -> bool:
         return self.late_p99_ms > 1000 * LATE_S or self.before_bad > RESTLESS
 

@@ -244,6 +244,15 @@ def test_taking_out_anybody_but_the_struck_one_or_it_before_it_was_struck_is_fal
     assert run().false_ejections is None
 
 
+def test_what_a_return_costs_is_what_was_bad_after_it() -> None:
+    asked = [request(100.1 + i / 2, 0.2, instance=1) for i in range(4)]
+
+    back = [Told(0.2, "ejected", 1, "rule:slow", ""), Told(1.0, "returned", 1, "rule:rise", "")]
+
+    assert run(*asked, told=back).bad_after_return == 2
+    assert run(*asked, told=back[:1]).bad_after_return == run(*asked).bad_after_return == 0
+
+
 def test_a_healthy_instance_that_gets_nothing_for_a_second_is_out() -> None:
     dues = [100.0 + i / 100 for i in range(200)]
     without_3 = [request(due, instance=2) for due in dues]
