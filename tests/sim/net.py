@@ -20,6 +20,7 @@ from lbplugins import memory
 from lbplugins.api import BalancerError
 from lbplugins.memory import Box, Memory, MemoryOptions
 from lbplugins.values import FULL, OURS, READY, Address, Change, Operator, Ref, Refusal, Seen, Serve, Setting, Traits
+from sidecar.core.histogram import Histogram
 from sidecar.core.model import Ask, Fact, Outcome, Probed, Reason, Result, Target
 from sidecar.net.lag import LagMeter
 from tests.sim.loop import CURRENT, Killed, Process, VirtualLoop
@@ -298,6 +299,7 @@ class Prober:
         self._loop = asyncio.get_running_loop()
         self._due: dict[Target, Ask] = {}
         self._asked: set[Target] = set()
+        self.lateness = Histogram()
         self._is_closed = False
 
     def specs(self, specs: Mapping[str, object]) -> None: ...
