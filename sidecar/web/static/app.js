@@ -441,7 +441,7 @@ function makeRow() {
   const row = element("div", "over");
   const head = element("div", "over-head");
   head.append(element("a", "name"), element("span", "pill"), element("span", "share"), element("span", "scale"));
-  row.append(head, makeChart());
+  row.append(head, makeChart(), element("div", "over-why"));
   return row;
 }
 
@@ -455,7 +455,16 @@ function updateRow(row, r, service, series, scale, total) {
   say(top, scale ? `${seconds(scale.least)} to ${seconds(scale.most)}` : "");
   const mine = state.marks.filter((m) => m.instance === r.address && m.at >= series.range.since);
   const label = `${r.name}: ${requests(r.column)} ${series.source === "traffic" ? "requests" : "probes"}, ${mine.filter((m) => m.kind === "ejected").length} ejections`;
-  drawChart(row.lastElementChild, r.column, scale, series.range, mine, label, (place, column, range, marks) => read(r.name, place, column, range, marks));
+  showWhy(row.lastElementChild, i);
+  drawChart(row.querySelector("svg"), r.column, scale, series.range, mine, label, (place, column, range, marks) => read(r.name, place, column, range, marks));
+}
+
+// Which is out, why, by whom, and what happens next: beside its chart, so that nobody has to look further.
+function showWhy(box, i) {
+  box.hidden = !i || (i.judgement === "healthy" && i.operator === "ready" && i.serving === "full");
+  if (box.hidden) return;
+  const by = i.ejection ? ` (by rule:${i.ejection.rule.replace("rule:", "")})` : "";
+  follow(box, [`${because(i)}${by}`, `Next: ${i.next}`], (line) => line.startsWith("Next: "), () => element("p"), (node, line) => say(node, line));
 }
 
 function read(name, place, column, range, marks) {
