@@ -29,7 +29,10 @@ MAX_STARTS = 256
 SUB_BATCH = 8
 """Starts between two looks at what has arrived."""
 
+HOLD_SLOTS = 2
+"""Good answers wait so long, and no longer, for those that are about to come."""
 _FAR = sys.maxsize
+_OK = Result.OK
 
 
 class _State(Line):
@@ -116,6 +119,8 @@ class Engine:
         self._is_full = False  # something is due and waits for a probe to end
         self._outbox: list[Probed | Nudged] = []
         self._is_flushing = False
+        self._is_held = False  # what is in the outbox waits for what comes in a moment
+        self._is_urgent = False  # some of it must not
         self._is_closed = False
         self.lateness = Histogram()
         """How late probes started, seconds: for each wake-up the one that had waited longest. Who reads it may leave an empty one."""
@@ -219,9 +224,13 @@ class Engine:
             self._wheel.drop(state, state.slot)
             state.slot = None
 
-    def _arm(self, slot: int) -> None:
+    def _unarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer, self._timer_slot = None, _FAR
+
+    def _arm(self, slot: int) -> None:
+        self._unarm()
         self._timer_slot = slot
         self._timer = self._loop.call_at(slot / PER_S, self._wake)
 
@@ -231,7 +240,10 @@ class Engine:
         self._lines.drain()
         self._lines.expire(int(now() * PER_S))
         self._start_due()
-        self._flush()
+        # the last answers of what was just started come in a moment: all the good ones together are one turn of the core
+        self._is_held = bool(self._outbox) and self._busy > 0 and not (self._is_urgent or self._is_held)
+        if not self._is_held:
+            self._flush()
         self._sleep()
 
     def _sleep(self) -> None:
@@ -239,6 +251,8 @@ class Engine:
         if self._is_closed:
             return
         slot = self._lines.next_deadline() or _FAR
+        if self._is_held:
+            slot = min(slot, int(now() * PER_S) + HOLD_SLOTS)
         self._is_full = self._busy >= self._max_in_flight
         if not self._is_full and (due := self._wheel.first()) is not None:
             wait_s = self._budget.wait_s
@@ -284,6 +298,8 @@ class Engine:
         self._busy -= 1
         state.is_asking = False
         self._outbox.append(Probed(outcome))
+        if outcome.result is not _OK:
+            self._is_urgent = True
         if state.due is not None:
             self._schedule(state, state.due)
 
@@ -358,7 +374,11 @@ class Engine:
         """The lines have news; if it is more than a batch, others on this loop get their turn in between."""
         self._lines.take()
         self._flush()
-        if self._is_full:
+        if self._is_held:
+            self._is_held = False
+            self._unarm()
+            self._sleep()
+        elif self._is_full:
             self._sleep()
 
     def _send(self, fact: Probed | Nudged) -> None:
@@ -372,7 +392,7 @@ class Engine:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._is_flushing = False
+        self._is_flushing = self._is_urgent = False
         facts, self._outbox = self._outbox, []
         if facts and not self._is_closed:
             self._deliver(tuple(facts))

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 PER_S = 1000
 """Slots a second; slot `n` is due at `n / PER_S` monotonic seconds."""
 
-GRAINS = ((20_000, 2), (2000, 5), (200, 20), (0, 1))
+GRAINS = ((20_000, 2), (2000, 5), (200, 40), (0, 1))
 """From so many starts a second, ticks of so many slots. Below the last but one there is nothing to gain."""
 
 T = TypeVar("T", bound=Hashable)
