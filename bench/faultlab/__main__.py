@@ -145,6 +145,13 @@ def read(file: Path) -> tuple[Mapping[str, object], Sequence[Score]]:
     return about, scores
 
 
+def read_all(files: Sequence[Path]) -> tuple[Mapping[str, object], Sequence[Score]]:
+    """Several sittings as one: each keeps its rounds, and all are named."""
+    sittings = [read(file) for file in files]
+    scores = [replace(s, round=s.round + 1000 * i) for i, (_, found) in enumerate(sittings) for s in found]
+    return {"words": "; and: ".join(str(about["words"]) for about, _ in sittings)}, scores
+
+
 def report(about: Mapping[str, object], scores: Sequence[Score]) -> tuple[str, bool]:
     """All tables, ranks and verdicts, and whether a promise is broken."""
     retries = {c.name: c.retries for c in contestants()}
@@ -174,7 +181,7 @@ def document(text: str, drawn: str) -> None:
 
 def main() -> int:
     asked = _arguments()
-    about, scores = read(asked.again) if asked.again else _sit(asked)
+    about, scores = read_all(asked.again) if asked.again else _sit(asked)
     if not scores:
         return 1
     text, is_missed = report(about, scores)
@@ -229,7 +236,7 @@ def _arguments() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="one run of nine cells, about two minutes")
     size.add_argument("--full", action="store_true", help="all contestants, all faults: hours")
-    size.add_argument("--again", type=Path, metavar="FILE", help="play nothing, report what is in this JSON")
+    size.add_argument("--again", type=Path, nargs="+", metavar="FILE", help="play nothing, report what these JSON files hold")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these contestants, these faults")
     parser.add_argument("--runs", type=int, help="of each cell (5)")
     parser.add_argument("--lanes", type=int, default=2, help="runs side by side, each on instances of its own (2)")

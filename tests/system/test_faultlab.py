@@ -14,7 +14,7 @@ import pytest
 
 from bench.daemon import until
 from bench.faultlab import picture
-from bench.faultlab.__main__ import NINE, plays, read, report, write
+from bench.faultlab.__main__ import NINE, plays, read, read_all, report, write
 from bench.faultlab.contestants import Contestant, Job, contestants
 from bench.faultlab.faults import FAULTS, MAIN, WELL, Rank
 from bench.faultlab.instance import Ways
@@ -342,6 +342,15 @@ def test_runs_are_read_as_they_were_written_and_drawn(tmp_path: Path) -> None:
     assert "| haproxy+us | no | 1 | 20 | 20-20 |" in text and "here." in text and is_missed is False
     words = [element.text for element in ElementTree.fromstring(drawn).iter() if element.tag.endswith("text")]
     assert {"haproxy", "haproxy+us", "300", "20"} <= set(words)
+
+
+def test_two_sittings_are_told_as_one_and_both_are_named(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write(tmp_path / name, {"words": name}, [scored("haproxy", 300)])
+
+    about, found = read_all([tmp_path / "first", tmp_path / "second"])
+
+    assert about["words"] == "first; and: second" and len(counted(found)["hang"]["haproxy"]) == 2
 
 
 @pytest.mark.real
