@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lbplugins.values import Axis, Change, Operator, Serve
 from sidecar.core import membership
-from sidecar.core.conduct import begin_trial
+from sidecar.core.conduct import begin_anew
 from sidecar.core.known import BalancerState, InstanceState, Known, Refused, Word, strictest
 from sidecar.core.model import Act, Applied, Event, Hold, HoldName, Intent, Journaled, ServerRef, Strength
 
@@ -68,8 +68,7 @@ def take_intent(world: Known, intent: Intent, at: float) -> None:
             state.ejection, state.new_life = replace(state.ejection, returning=True), False
             state.probation_at = state.returned_at = at
             _spend_flap(world, state, at)
-            if state.ejection.strength is not Strength.HARD:
-                begin_trial(state.conduct)
+            begin_anew(state.conduct, on_trial=state.ejection.strength is not Strength.HARD)
             if intent.by == "rule:panic":
                 world.services[state.instance.service].failing_open = True
             for check in state.checks.values():
@@ -110,6 +109,8 @@ def _ejected(world: Known, state: InstanceState, intent: Intent, at: float) -> N
     instance, enforced = state.instance, intent.ejection.enforced
     holds = () if enforced else (Hold(HoldName.OBSERVE, "mode is observe: told, not done", instance, instance.service),)
     world.events.append(Event("ejected", at, intent.by, intent.why, instance.service, instance, intent.evidence, holds, enforced))
+    if intent.ejection.rule == "rule:slow":
+        state.conduct.probes_s = {t.spec: world.targets[t].median_s for t in state.targets if t in world.targets}
     state.is_void = intent.ejection.strength is Strength.HARD and not any(check.failed for check in state.checks.values())
     _spend_flap(world, state, at)
     service = world.services[state.instance.service]

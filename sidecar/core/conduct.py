@@ -101,7 +101,7 @@ class Conduct:
 
     `usual`: what is usual for it; None until learned. `drift`: how far the median of its `recent` good answers is from that. `gap_s`: the
     usual time between two requests. `trial`: requests left of its trial after a return. `is_forgeable`: the newest came over a feed that
-    anybody on the machine can write to.
+    anybody on the machine can write to. `probes_s`: how long its probes took, by spec, when it was ejected for slowness.
     """
 
     usual: float | None = None
@@ -119,6 +119,7 @@ class Conduct:
     bad: Doubt = field(default_factory=Doubt)
     rows: list[Row] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
+    probes_s: dict[str, float] = field(default_factory=dict)
 
     def enough(self, measure: Measure) -> float:
         """The evidence that convicts now: on trial half of it."""
@@ -185,11 +186,11 @@ def weights(usual: float, measure: Measure) -> tuple[float, float]:
     return log(sick / common), log((1.0 - common) / (1.0 - sick))
 
 
-def begin_trial(conduct: Conduct) -> None:
-    """It comes back from an ejection for what it did to real requests: nothing is held against it, and it is watched closely."""
+def begin_anew(conduct: Conduct, *, on_trial: bool) -> None:
+    """It comes back from an ejection: nothing is held against it. On trial, for what it did to real requests, it is watched closely."""
     conduct.slow.clear()
     conduct.bad.clear()
     conduct.recent.clear()
     conduct.rows.clear()
     conduct.counts.clear()
-    conduct.drift, conduct.trial, conduct.is_silent = 0.0, TRIAL_REQUESTS, True
+    conduct.drift, conduct.trial, conduct.is_silent = 0.0, TRIAL_REQUESTS if on_trial else 0, True

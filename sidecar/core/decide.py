@@ -507,7 +507,7 @@ class _Turn:
         return any(self.world.policy.balancers[s.balancer].mode is Mode.ACT for s in state.servers)
 
 
-_QUIET = frozenset({HoldName.HOLD_DOWN, HoldName.UNSETTLED, HoldName.OBSERVE, HoldName.OPERATOR})
+_QUIET = frozenset({HoldName.HOLD_DOWN, HoldName.STILL_SLOW, HoldName.UNSETTLED, HoldName.OBSERVE, HoldName.OPERATOR})
 """Holds that belong to the ordinary course; shown while they last, not told."""
 _MOOT = frozenset({HoldName.MIN_HEALTHY, HoldName.MAX_EJECTED, HoldName.PANIC, HoldName.SINGLE, HoldName.VELOCITY})
 """How many may be out is not the question while nobody testifies that it is the instance at all: then one event says so."""

@@ -442,6 +442,8 @@ def against_return(world: World, service: ServiceState, state: InstanceState, no
         holds.append(Hold(HoldName.FROZEN, f"frozen by {freeze.actor}", state.instance))
     if now < state.ejection.until:
         holds.append(Hold(HoldName.HOLD_DOWN, f"repeat {state.ejection.repeat}: {state.ejection.until - now:.1f} s to go", state.instance))
+    if state.ejection.rule == "rule:slow" and now - state.ejection.at < rules.hold_down_max_s and (why := traffic.still_slow(world, state)):
+        holds.append(Hold(HoldName.STILL_SLOW, why, state.instance))
     level = max(0.0, state.flap_level - (now - state.flap_at) * rules.flap_per_min / 60.0)
     if level > rules.flap_burst - 1.0:
         why = f"{level:.1f} changes lately, {rules.flap_burst} allowed, then {rules.flap_per_min:.0f} a minute"

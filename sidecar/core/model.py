@@ -110,6 +110,7 @@ class HoldName(StrEnum):
     POOL_SHIFT = "pool_shift"
     UNCONFIRMED = "unconfirmed"
     CONTRADICTION = "contradiction"
+    STILL_SLOW = "still_slow"
 
 
 class Instance(NamedTuple):

@@ -72,7 +72,7 @@ class Rules:
     undo_s: float = 2.0
     hold_down_s: float = 5.0
     hold_down_max_s: float = 300.0
-    hold_down_soft_s: float = 10.0
+    hold_down_soft_s: float = 15.0
     repeat_within_s: float = 600.0
     flap_burst: int = 8
     flap_burst_s: float = 30.0

@@ -81,8 +81,8 @@ def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: T
     news = False
     for row in rows:
         state = service.instances.get(row.instance)
-        if state is None:
-            continue
+        if state is None or _is_out(state):
+            continue  # what is under way when we take it out, we may have cut off ourselves
         conduct = state.conduct
         before = is_accused(conduct)
         slow = _slow_among(conduct, row, [c for i, c in fresh.items() if i != row.instance])
@@ -92,13 +92,17 @@ def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: T
         if conduct.usual is not None and row.good:
             conduct.slow.take(slow, row.good, service.usual_slow, SLOW, fact.at)
         conduct.bad.take(row.bad, requests, service.usual_bad, BAD, fact.at)
-        if conduct.usual is not None and conduct.slow.level < SLOW.enough / 3 and conduct.bad.level < BAD.enough / 3:
+        if conduct.usual is not None and not is_accused(conduct):
             _count_usual(service, requests, slow, row.bad)
         news |= before or is_accused(conduct)
     _ask_the_silent(world, service, fact.at)
     if news:
         service.alert = True
     return news
+
+
+def _is_out(state: InstanceState) -> bool:
+    return state.ejection is not None and state.ejection.enforced and not state.ejection.returning
 
 
 def _slow_among(conduct: Conduct, row: Served, peers: Sequence[Conduct]) -> int:
@@ -112,7 +116,7 @@ def _slow_among(conduct: Conduct, row: Served, peers: Sequence[Conduct]) -> int:
 
 
 def _count_usual(service: ServiceState, requests: int, slow: int, bad: int) -> None:
-    """How often requests of this service are slow, or bad, while nobody is doubted: over the last thousands."""
+    """How often requests of this service are slow, or bad, while nobody is accused: over the last thousands."""
     service.counted = min(service.counted + requests, 5000)
     share = min(1.0, requests / max(200, service.counted))
     service.usual_slow += (slow / requests - service.usual_slow) * share
@@ -213,6 +217,18 @@ def against(world: Known, service: ServiceState, state: InstanceState, charge: C
     return []
 
 
+def still_slow(world: Known, state: InstanceState) -> str:
+    """Why one that went for slowness is not tried yet: its probe is as slow as its answers were. "" = nothing says so."""
+    for name in state.targets:
+        usual, target = state.conduct.probes_s.get(name.spec, 0.0), world.targets.get(name)
+        if target is None or not usual or target.newest is not Result.OK:
+            continue
+        took = target.newest_ended - target.newest_started
+        if took > max(3.0 * usual, usual + 0.002):
+            return f"its probe takes {_ms(took)}, {_ms(usual)} before it was taken out"
+    return ""
+
+
 def contradicts(conduct: Conduct, check: Streak, now: float) -> str:
     """What real requests say against a failing probe: "" = nothing. While they go well, enough of them are waited for, a second at most."""
     since = check.first_bad_at + SILENT_S
@@ -259,4 +275,4 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-__all__ = ["accusation", "against", "contradicts", "counted", "is_accused", "taken", "tally", "was_good"]
+__all__ = ["accusation", "against", "contradicts", "counted", "is_accused", "still_slow", "taken", "tally", "was_good"]

@@ -252,3 +252,30 @@ def test_tally_is_the_same_in_any_order() -> None:
 
     assert one == other
     assert [(s.good, s.bad, len(s.seconds)) for s in one.served] == [(49, 0, 32), (0, 1, 0)]
+
+
+def test_it_is_not_tried_while_its_probe_is_as_slow_as_it_was() -> None:
+    lab, crowd = busy()
+    crowd.conduct[4] = times(20.0, crowd.usual)
+    lab.answer(4, good(0.01))
+    lab.run(40.0)
+    assert lab.out() == [4] and len(lab.told("ejected")) == 1
+    assert HoldName.STILL_SLOW.value in lab.holds()
+
+    crowd.conduct[4] = crowd.usual
+    lab.answer(4, good())
+    lab.run(3.0)
+    assert lab.out() == []
+
+
+def test_what_our_own_ejection_cuts_off_is_not_held_against_it() -> None:
+    lab, crowd = busy()
+    crowd.conduct[4] = lambda now, dice: (0.6, 502)
+    lab.answer(4, hangs())
+    lab.run(1.0)
+    assert lab.out() == [4] and lab.told("ejected")[0].by == "rule:consecutive"
+
+    crowd.conduct[4] = crowd.usual
+    lab.answer(4, good())
+    lab.run(5.0)
+    assert lab.out() == [] and len(lab.told("ejected")) == 1
