@@ -241,7 +241,7 @@ def condensed(world: World, policy: Policy, latencies: Latencies, now: float, ow
         service_policy = policy.services.get(name)
         if service_policy is not None and world.services.get(name) is service:
             yield from _service(world, service, service_policy, latencies, now, own)
-    yield from _counted(own.tallies, latencies)
+    yield from _counted(own.tallies)
 
 
 def grouped(found: Iterable[Sample]) -> list[Sample]:
@@ -380,9 +380,11 @@ def _instance(world: World, state: InstanceState, policy: ServicePolicy, latenci
     summaries = [(s, told) for s in SOURCES if (told := latencies.told(state.instance, s, SHOWN_WINDOW, now)) is not None]
     moving: list[float] = [] if age is None else [age]
     moving += [number for _, number in busy]
-    for _, told in summaries:
+    for source, told in summaries:
         moving += [seconds for _, seconds in told.values]
         moving += (told.total, told.count)
+        if source == "probe":
+            moving.append(told.count)  # the good ones of `probes`
     judged = guard.judge(state, policy), state.operator, serving(world, state), servers
     shape = len(busy), age is None, tuple([(source, len(told.values)) for source, told in summaries])
     return Bundle(who, (judged, shape), moving, partial(_judged, who, *judged), partial(_measured, who, age, busy, summaries))
@@ -411,6 +413,8 @@ def _measured(
         yield _gauge("server_in_flight", number, "Requests under way at this server.", "", _where(server, who))
     for source, found in summaries:
         yield _summary("instance", found, (*who, ("source", source)))
+        if source == "probe":
+            yield _counter("probes", found.count, "Probes by their result.", "", (*who, ("result", Result.OK.value), ("reason", "")))
 
 
 def _where(server: ServerRef, who: Labels) -> Labels:
@@ -438,12 +442,10 @@ def _summary(of: str, value: Quantiles, labels: Labels) -> Sample:
 # ---- counted since the start ----
 
 
-def _counted(tallies: Tallies, latencies: Latencies) -> Iterator[Sample]:
-    probes = Counter(tallies.probes)
-    for instance, count in latencies.counts("probe"):
-        probes[instance.service, str(instance.address), Result.OK.value, ""] += count
-    for (service, address, result, reason), count in sorted(probes.items()):
-        yield _counter("probes", count, "Probes by their result.", service=service, address=address, result=result, reason=reason)
+def _counted(tallies: Tallies) -> Iterator[Sample]:
+    for (service, address, result, reason), count in list(tallies.probes.items()):
+        labels = (("service", service), ("address", address), ("result", result), ("reason", reason))
+        yield _counter("probes", count, "Probes by their result.", "", labels)
     for (service, result), count in sorted(tallies.traffic.items()):
         yield _counter("traffic_requests", count, "Real requests as the balancer saw them.", service=service, result=result)
     for name, table, text in (
@@ -462,8 +464,8 @@ def _gauge(name: str, value: float, text: str, unit: str = "", labels: Labels | 
     return Sample(f"lbsidecar_{name}", "gauge", float(value), labels or tuple(more.items()), unit, text)
 
 
-def _counter(name: str, value: float, text: str, unit: str = "", /, **labels: str) -> Sample:
-    return Sample(f"lbsidecar_{name}_total", "counter", float(value), tuple(labels.items()), unit, text)
+def _counter(name: str, value: float, text: str, unit: str = "", labels: Labels | None = None, /, **more: str) -> Sample:
+    return Sample(f"lbsidecar_{name}_total", "counter", float(value), labels or tuple(more.items()), unit, text)
 
 
 __all__ = [

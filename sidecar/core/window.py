@@ -148,10 +148,6 @@ class Latencies:
     def instance_totals(self, instance: Instance, source: Source) -> Totals:
         return _totals(self._instances.get((instance, source)))
 
-    def counts(self, source: Source) -> Iterator[tuple[Instance, int]]:
-        """Good samples of each instance since the start."""
-        return ((instance, track.count) for (instance, of), track in self._instances.items() if of == source and track.count)
-
     def forget(self, instance: Instance) -> None:
         """Let an instance's tracks go; the service keeps what it counted."""
         for source in _SOURCES:
