@@ -165,7 +165,8 @@ def next_word(pending: Word | None, word: Operator, at: float) -> Word:
     if pending is None:
         return Word(word, at)
     earlier = {pending.word} if pending.is_answered else set()
-    return Word(word, at, (pending.before | earlier) - {word}, pending.is_answered and pending.word is word)
+    taken = pending.before | earlier  # also the same word, said before one that came between: what then shows it is ours
+    return Word(word, at, taken - {word}, word in taken)
 
 
 def _word_taken(balancer: BalancerState, change: Change, at: float) -> None:

@@ -25,15 +25,16 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from lbplugins.values import Address, Axis, Change, Operator, Ref, Serve, Setting
+from lbplugins.values import Address, Axis, Change, Operator, Ref, Seen, Serve, Setting
 from sidecar.core.guard import judge
-from sidecar.core.known import in_its_words
+from sidecar.core.known import InstanceState, in_its_words
 from sidecar.core.model import (
     Act,
     Commanded,
     Configured,
     Decision,
     Discovered,
+    Ejection,
     Fact,
     Instance,
     Intent,
@@ -90,6 +91,9 @@ class Watched(Site):
         self.hungry_since: dict[str, float] = {}
         self.facts = 0
         self.written_by_us: list[Change] = []
+        self.alone_since: dict[Instance, float] = {}
+        self.made_ready: dict[tuple[str, Ref], Instance] = {}
+        """Where the core was shown that a hand has brought back what it holds out, and has not let go of it since."""
         self.fault = ""
         self.covered: set[Covered] | None = None
         super().__init__(layout, policy_for(layout, **policy), Random(seed))  # type: ignore[arg-type]
@@ -108,6 +112,7 @@ class Watched(Site):
             self.note(f"    . {event.kind}: {event.sentence}")
         self.told = len(self.events)
         self._note_births()
+        self.check_witnesses()
 
     def _note_births(self) -> None:
         now_known = {i for service in self.world.services.values() for i in service.instances}
@@ -117,6 +122,7 @@ class Watched(Site):
 
     def start(self, *args: object) -> None:
         self.started_at = self.now
+        self.made_ready, self.alone_since = {}, {}
         self.known_instances = set()
         super().start(*args)  # type: ignore[arg-type]
 
@@ -148,14 +154,24 @@ class Watched(Site):
         }
 
     def _check_intent(self, intent: Intent) -> None:
-        if intent.instance is None or not intent.by.startswith("rule:"):
+        if intent.act in (Act.HANDS_OFF, Act.RETURN, Act.FORGET):
+            self.made_ready = {where: instance for where, instance in self.made_ready.items() if instance != intent.instance}
+        if intent.instance is None or not intent.by.startswith(("rule:", "outside")):
             return
         if intent.at < self.now:
             return  # decided and done while the disk was full; written down now
-        if intent.act is Act.EJECT:
+        if intent.act is Act.EJECT and intent.by.startswith("rule:"):
             self._check_ejection(intent.instance, intent)
-        if intent.act is Act.RETURN and self.is_frozen(intent.instance.service):
+        if intent.act is Act.OVERRIDE and intent.by == "outside" and not self._was_unsaid(intent.instance):
+            raise Violation("word", f"{intent.instance}: {intent.why}, and no hand has done so")
+        if intent.act is Act.RETURN and intent.by.startswith("rule:") and self.is_frozen(intent.instance.service):
             raise Violation("freeze", f"{intent.instance} is brought back by {intent.by} while frozen")
+
+    def _was_unsaid(self, instance: Instance) -> bool:
+        """Has somebody made one of its servers ready at the balancer?"""
+        return any(
+            side.servers[ref].address == instance.address for side in self.sides.values() for ref in side.unsaid & side.servers.keys()
+        )
 
     def _check_ejection(self, instance: Instance, intent: Intent) -> None:
         since = max(self.boundary.get(instance, 0.0), self.started_at)
@@ -164,12 +180,21 @@ class Watched(Site):
             raise Violation("evidence", f"{instance} ejected ({intent.why}) without complete evidence asked since {since:.3f}")
         assert intent.ejection is not None
         others = [
-            self.heard.get(Target(other.address, SPEC), [])
+            [outcome for outcome in self.heard.get(Target(other.address, SPEC), []) if outcome.ended >= self.started_at]
             for other in self.world.services[instance.service].instances
             if other != instance
         ]
-        if not any(is_witness(heard, completed) for heard in others):
+        failures = last_failures([o for o in self.heard.get(Target(instance.address, SPEC), []) if o.started >= since])
+        if not any(is_witness(heard, completed, failures) for heard in others):
             raise Violation("witness", f"{instance} ejected, but nobody answered well since {completed:.3f}")
+        standing = [s for s in self.world.services[instance.service].instances.values() if s.sources and s.operator is Operator.READY]
+        out = [
+            s for s in standing if Act.EJECT in s.proposed or (s.ejection is not None and s.ejection.enforced and not s.ejection.returning)
+        ]
+        if intent.ejection.enforced and len(out) > most_out(len(standing)):
+            raise Violation(
+                "floor", f"{instance} ejected: {len(out)} of {len(standing)} would be out by us, {most_out(len(standing))} may be"
+            )
         if self.is_frozen(instance.service):
             raise Violation("freeze", f"{instance} ejected while frozen")
         if self.now < self.world.blind_until:
@@ -201,6 +226,23 @@ class Watched(Site):
                 raise Violation("observe", f"{side.name}/{change.ref} is taken out in observe mode")
             if change.expect.operator is not Operator.READY:
                 raise Violation("operator", f"{side.name}/{change.ref} is taken out though an operator has it in {change.expect.operator}")
+            if self.made_ready.get((side.name, change.ref)) == instance:
+                raise Violation("operator", f"{side.name}/{change.ref} is taken out again though a hand has made it ready")
+
+    def before_picture(self, side: Side, picture: dict[Ref, Seen]) -> None:
+        for ref in side.unsaid & picture.keys() & side.pictured.keys():
+            before, seen = side.pictured[ref], picture[ref]
+            is_a_word_of_ours = ref in self.world.balancers[side.name].said_pending
+            same = (before.generation, before.address) == (seen.generation, seen.address)
+            if same and before.operator is not Operator.READY and seen.operator is Operator.READY and not is_a_word_of_ours and self.alive:
+                self.boundary[self.instance_of(side, ref, seen.address)] = self.now  # a new life
+        for ref in side.readied & picture.keys() & side.pictured.keys():
+            before, seen = side.pictured[ref], picture[ref]
+            same = (before.generation, before.operator, before.address) == (seen.generation, seen.operator, seen.address)
+            if same and before.ours.serve is Serve.NONE and seen.ours.serve is Serve.FULL and self.alive and not side.standby:
+                state = self.world.state_of(self.instance_of(side, ref, seen.address))
+                if state is not None and state.ejection is not None and state.ejection.enforced and not state.ejection.returning:
+                    self.made_ready[side.name, ref] = state.instance
 
     # ---- at each write ----
 
@@ -238,7 +280,8 @@ class Watched(Site):
         for side in self.sides.values():
             for ref, server in side.servers.items():
                 seen = side.pictured.get(ref)
-                if server.ours_by == "hand" and (seen is None or (seen.ours.serve is Serve.FULL and seen.address == instance.address)):
+                where = {server.address, seen.address if seen is not None else None}
+                if server.ours_by == "hand" and (seen is None or (seen.ours.serve is Serve.FULL and instance.address in where)):
                     server.ours_by = "both"
 
     def _check_orphans(self) -> None:
@@ -261,6 +304,24 @@ class Watched(Site):
                 self.hungry_since.pop(service, None)
             elif self.now - self.hungry_since.setdefault(service, self.now) > 10.0:
                 raise Violation("floor", f"{service}: nothing has been in rotation for 10 s, and {len(ours)} are out by us")
+
+    def check_witnesses(self) -> None:
+        """If all who have testified fail soon after, and nobody else testifies, it was not the instance: it comes back."""
+        for instance in self.force.ejections:
+            state = self.world.state_of(instance)
+            if state is None or state.ejection is None or not self._is_alone(state.ejection, state):
+                self.alone_since.pop(instance, None)
+            elif self.now - self.alone_since.setdefault(instance, self.now) > 0.25:
+                raise Violation("witness", f"{instance} stays out, and everybody who has testified against it fails as well")
+
+    def _is_alone(self, ejection: Ejection, state: InstanceState) -> bool:
+        """Was this taken out by a rule a moment ago, and does nobody answer well now? Not while anything keeps us from giving back."""
+        if not ejection.rule.startswith("rule:") or ejection.returning or state.proposed or state.overruled or state.new_life:
+            return False
+        if self.now - ejection.at > RULES.undo_s or not self.alive or self.is_frozen(ejection.instance.service) or not ejection.witnesses:
+            return False
+        everybody = [Target(i.address, SPEC) for i in self.world.services[ejection.instance.service].instances if i != ejection.instance]
+        return all(_has_failed_twice(self.heard.get(target, [])) for target in {*everybody, *ejection.witnesses})
 
     def check_strangers(self) -> None:
         """A slot that has another address now stands for another instance: what we did to the old one is undone within seconds."""
@@ -333,9 +394,31 @@ def evidence(heard: Sequence[Outcome], since: float) -> float | None:
     return min(completed, default=None)
 
 
-def is_witness(heard: Sequence[Outcome], since: float) -> bool:
+def _has_failed_twice(heard: Sequence[Outcome]) -> bool:
     answers = [o for o in heard if o.result is not Result.UNKNOWN]
-    return bool(answers) and answers[-1].result is Result.OK and answers[-1].started >= since
+    return len(answers) > 1 and all(o.result is Result.FAIL for o in answers[-2:])
+
+
+def last_failures(heard: Sequence[Outcome]) -> list[Outcome]:
+    """The newest run of failures, oldest first, whatever came after it."""
+    run: list[Outcome] = []
+    for outcome in reversed(heard):
+        if outcome.result is Result.FAIL:
+            run.insert(0, outcome)
+        elif outcome.result is Result.OK and run:
+            break
+    return run
+
+
+def is_witness(heard: Sequence[Outcome], since: float, failures: Sequence[Outcome]) -> bool:
+    """It answers well since then, and has not just seen the end of what the accused, in these failures, was not asked about since."""
+    answers = [o for o in heard if o.result is not Result.UNKNOWN]
+    if not answers or answers[-1].result is not Result.OK or answers[-1].started < since:
+        return False
+    failed = [i for i, outcome in enumerate(answers) if outcome.result is Result.FAIL]
+    if not failed or not failures or answers[failed[-1]].ended < failures[0].ended:
+        return True
+    return failures[-1].started >= answers[failed[-1] + 1].started
 
 
 # ---- what may go wrong ----
@@ -424,6 +507,22 @@ class Chaos:
             self.site.outside(later, lambda service=service: None if self.is_peace else self._all_down(service))  # type: ignore[misc]
         self._say("dusk")
 
+    def domino(self) -> None:
+        """One falls, then all the others; it was none of them."""
+        first, *others = self.rng.sample(self._addresses(), len(self._addresses()))
+        how, gap_s, lasts_s = self.rng.choice(["refused", "status", "hangs"]), self.rng.uniform(0.3, 2.0), self.rng.uniform(2.0, 6.0)
+        self._say(f"{first}: {how}, the others will follow")
+
+        def behave(those: Sequence[Address], how: str) -> None:
+            if not self.is_peace:
+                self._say(f"{', '.join(map(str, those))}: {how}")
+                for where in those:
+                    self.site.behave(where, how)
+
+        self.site.behave(first, how)
+        self.site.outside(self.site.now + gap_s, partial(behave, others, how))
+        self.site.outside(self.site.now + gap_s + lasts_s, partial(behave, [first, *others], "good"))
+
     def _all_down(self, service: str) -> None:
         for side, server in self.site.servers_of(service):
             if server.serving:
@@ -439,13 +538,15 @@ class Chaos:
         self._say(f"{side.name}/{ref}: operator {server.operator} -> {word} by hand")
         seen, was_ours = side.pictured.get(ref), server.operator_by == "us"
         server.operator, server.operator_by = word, "" if word is Operator.READY else "hand"
+        if word is Operator.READY:
+            side.unsaid.add(ref)
         if seen is not None and seen.operator is word and word is not Operator.READY and (was_ours or ref in side.blurred):
             server.operator_by = "us"  # as before our last look: nobody can tell that it was ever otherwise
         if was_ours:
             side.blurred.add(ref)
         pending = self.site.world.balancers[side.name].said_pending.get(ref) if side.name in self.site.world.balancers else None
         believed: set[Operator | None] = {pending.word, *pending.before} if pending is not None else set()
-        if side.name in self.site.world.balancers:
+        if side.name in self.site.world.balancers and (seen is None or seen.operator is not Operator.READY or side.is_at_work):
             believed.add(self.site.world.balancers[side.name].said.get(ref))
         if word in believed and word is not Operator.READY:
             server.operator_by = "maybe"  # the very word whose fate we have not been told
@@ -468,6 +569,8 @@ class Chaos:
                 return  # then nobody could tell whose it is
             server.ours, server.ours_by = Setting(Serve.NONE), "hand"
         else:
+            if server.ours_by == "us":
+                side.readied.add(ref)
             server.ours, server.ours_by = Setting(), ""
         self._say(f"{side.name}/{ref}: our axis made {server.ours.serve} by hand")
 
@@ -519,6 +622,7 @@ class Chaos:
             side, ref, server = self.removed.pop()
             side.servers[ref] = Server(server.address)
             side.touch(ref)
+            side.unsaid.add(ref)
             self._say(f"{side.name}/{ref}: added again")
 
     def lost(self) -> None:
@@ -704,10 +808,10 @@ KINDS = (
     "own_check", "dusk", "hand_operator",
     "hand_ours", "hand_weight", "race", "move", "remove", "add", "lost", "slow", "lossy", "forgets", "crash",
     "disk", "slow_disk", "pause", "lag", "standby", "override", "make_ready", "clear", "freeze", "unfreeze", "release", "adopt", "reload",
-    "shrink", "list_fails",
+    "shrink", "list_fails", "domino",
 )  # fmt: skip
 OUTSIDE = frozenset(
-    {"sick", "well", "own_check", "dusk", "hand_operator", "hand_ours", "hand_weight", "move", "remove", "add", "lost", "forgets"}
+    {"sick", "well", "own_check", "dusk", "domino", "hand_operator", "hand_ours", "hand_weight", "move", "remove", "add", "lost", "forgets"}
 )
 """What happens without us just as well."""
 

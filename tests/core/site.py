@@ -116,6 +116,10 @@ class Side:
         self.pictured: dict[Ref, Seen] = {}
         self.blurred: set[Ref] = set()
         """Where an operator has changed a word of ours since our last look: if he puts it back, nobody can tell."""
+        self.readied: set[Ref] = set()
+        """Where a hand was the last to speak on our axis, and made ready what we had out."""
+        self.unsaid: set[Ref] = set()
+        """What a hand has made ready on the operator's axis since we, or a restart, last spoke there."""
         self.before_write: Callable[[Side, Sequence[Change]], None] = lambda side, changes: None
         self.restart_driver()
 
@@ -142,6 +146,7 @@ class Side:
     def forget_all(self, *, operators_too: bool) -> None:
         """A restart or reload: nothing that was told at run time survives."""
         self.generation += 1
+        self.unsaid.clear()
         for ref in self.servers:
             server = self.touch(ref)
             server.ours, server.ours_by = FULLY, ""
@@ -233,9 +238,11 @@ class Side:
             return ", ".join(moved)
         self.site.about_to_write(self, server, change, known == self.moved.get(change.ref.pool, 0))
         if change.on is Axis.OURS:
+            self.readied.discard(change.ref)
             server.ours, server.ours_for = Setting(change.want.serve), server.address
             server.ours_by = "" if change.want.serve is Serve.FULL else "us"
         else:
+            self.unsaid.discard(change.ref)
             server.operator = WORD[change.want.serve]
             server.operator_by = "" if server.operator is Operator.READY else "us"
         self.site.wrote(self, change)

@@ -748,3 +748,19 @@ def test_where_nobody_serves_the_old_picture_of_a_lost_balancer_keeps_nobody_out
     site.run(3.0)
 
     assert out(site) == [] and site.told("returned")[-1].by == "rule:panic"
+
+
+def test_a_word_said_again_after_another_came_between_is_ours_though_its_second_saying_is_refused() -> None:
+    site = warm()
+    edge = site.sides["edge"]
+    edge.look_s = edge.apply_s = 0.8
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING)
+    site.run(0.001)
+    command(site, Verb.OVERRIDE, 1, Operator.MAINTENANCE)
+    while server(site, 1).operator is Operator.READY:
+        site.run(0.05)
+    command(site, Verb.OVERRIDE, 1, Operator.DRAINING, ttl=1.0)
+
+    site.run(15.0)
+
+    assert server(site, 1).operator is Operator.READY and not site.force.overrides

@@ -11,10 +11,12 @@ import asyncio
 import collections
 import contextlib
 import contextvars
+import errno
 import heapq
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -84,6 +86,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = start
         self.thread_s: Callable[[], float] = lambda: 0.001
+        self.listeners: dict[str, Listener] = {}
+        """Who listens at which unix socket."""
         self.faults: list[BaseException | str] = []
         self._at_once = 0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -157,6 +161,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
             elif not handle.cancelled():
                 handle._run()
 
+    async def create_unix_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.Protocol], path: str
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        """A connection to whoever listens there; FileNotFoundError when nobody does."""
+        await asyncio.sleep(0)
+        if path not in self.listeners:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        protocol = protocol_factory()
+        pipe = _Pipe(self, protocol, self.listeners[path].connect())
+        protocol.connection_made(pipe)
+        return pipe, protocol
+
     def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """Done in place, by and by."""
         if executor is not None and not isinstance(executor, InTurn):
@@ -192,6 +208,56 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if isinstance(error, Killed) or (process is not None and not process.is_alive):
             return
         self.faults.append(error if isinstance(error, BaseException) else str(about.get("message")))
+
+
+class Answer(NamedTuple):
+    """What a listener makes of one line: its words, and when, seconds from now. `is_whole` False: they break off; None for never."""
+
+    text: bytes
+    after_s: float = 0.001
+    is_whole: bool | None = True
+
+
+class Listener(Protocol):
+    """Who is at the other end of a socket. `connect` may raise OSError; it gives what answers on that one connection."""
+
+    def connect(self) -> Callable[[bytes], Answer]: ...
+
+
+class _Pipe(asyncio.Transport):
+    """Our end of one connection, for one line and its answer. A line that was sent arrives, whatever becomes of us."""
+
+    def __init__(self, loop: VirtualLoop, protocol: asyncio.Protocol, answers: Callable[[bytes], Answer]) -> None:
+        super().__init__()
+        self._loop, self._protocol, self._answers = loop, protocol, answers
+        self._line, self._is_closed = b"", False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._line += bytes(data)
+        if self._line.endswith(b"\n"):
+            line, self._line = self._line, b""
+            self._loop.call_later(0.0005, self._arrive, line, context=contextvars.Context())
+
+    def _arrive(self, line: bytes) -> None:
+        answer = self._answers(line)
+        if answer.is_whole is not None:
+            self._loop.call_later(answer.after_s, self._answered, answer)
+
+    def _answered(self, answer: Answer) -> None:
+        if not self._is_closed:
+            self._protocol.data_received(answer.text if answer.is_whole else answer.text[: len(answer.text) // 2])
+            self._protocol.eof_received()
+            self.abort()
+
+    def abort(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.call_soon(self._protocol.connection_lost, None)
+
+    close = abort
+
+    def is_closing(self) -> bool:
+        return self._is_closed
 
 
 class InTurn(Executor):
@@ -232,4 +298,4 @@ class InTurn(Executor):
         self._begin()
 
 
-__all__ = ["CURRENT", "Deadlock", "InTurn", "Killed", "Process", "VirtualLoop"]
+__all__ = ["CURRENT", "Answer", "Deadlock", "InTurn", "Killed", "Listener", "Process", "VirtualLoop"]
