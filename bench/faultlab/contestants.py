@@ -102,6 +102,7 @@ def contestants() -> Iterator[Contestant]:
         yield Contestant("haproxy+us-retry", partial(_haproxy_and_us, haproxy.path, defaults=RETRY), retries=True)
     if nginx is not None:
         yield Contestant("nginx+us", partial(_nginx_and_us, nginx), retries=True)
+        yield Contestant("nginx+us-unix", partial(_nginx_and_us, nginx, over_unix=True), retries=True)
 
 
 def _launch(folder: Path, argv: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -239,18 +240,19 @@ def _nginx(path: str, job: Job, *, location: str) -> Running:
     return _alone(job, _nginx_argv(path, job.folder))
 
 
-def _nginx_and_us(binary: stage.Binary, job: Job) -> Running:
-    """As deploy/nginx has it."""
-    folder, managed, log = job.folder, job.folder / "sidecar.d", job.spare[0]
+def _nginx_and_us(binary: stage.Binary, job: Job, *, over_unix: bool = False) -> Running:
+    """As deploy/nginx has it, or with the log over a unix socket, which nobody else can write to: Nginx has no counters to confirm it."""
+    folder, managed = job.folder, job.folder / "sidecar.d"
+    log = f"unix:{folder}/log.sock" if over_unix else f"127.0.0.1:{job.spare[0]}"
     managed.mkdir()
     (managed / "shop.conf").write_text("".join(f"server 127.0.0.1:{port};\n" for port in job.ports))
-    access = f"{LOG_FORMAT}\n    access_log syslog:server=127.0.0.1:{log},tag=lb,nohostname,severity=info lb_sidecar;"
+    access = f"{LOG_FORMAT}\n    access_log syslog:server={log},tag=lb,nohostname,severity=info lb_sidecar;"
     upstream = f"zone shop 64k; include {managed}/shop.conf; keepalive 32;"
     retry = "proxy_next_upstream error timeout; proxy_next_upstream_tries 2;"
     (folder / "nginx.conf").write_text(_nginx_config(job, upstream, retry, access))
     balancer = (
         f"{{plugin: nginx, config: {folder}/nginx.conf, servers_dir: {managed}, reload: signal, binary: {binary.path}, prefix: {folder}/, "
-        f"traffic: {{syslog: '127.0.0.1:{log}'}}}}"
+        f"traffic: {{syslog: '{log}'}}}}"
     )
     return _with_us(job, _nginx_argv(binary.path, folder), balancer)
 
