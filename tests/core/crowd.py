@@ -17,7 +17,6 @@ from sidecar.core.model import Instance
 from tests.core.lab import Lab
 
 Service = Callable[[float, Random], tuple[float, int]]
-BEAT_S = 0.02
 
 
 def lognormal(median_s: float = 0.01, sigma: float = 0.3) -> Service:
@@ -61,7 +60,7 @@ class Crowd:
     seed: int = 1
     forgeable: bool = False
     usual: Service = field(default_factory=lognormal)
-    log_reaches: bool = True
+    beat_s: float = 0.02
 
     def __post_init__(self) -> None:
         self.dice = Random(self.seed)
@@ -99,6 +98,6 @@ class Crowd:
         for i, (requests, failed) in self._ended.items():
             in_flight = sum(1 for row in self._under_way if row[2] == i)
             self.lab.set_seen(i, in_flight=in_flight, counters=Counters(requests, 0, 0, 0, failed))
-        if heard and self.log_reaches:
+        if heard:
             self.lab.feed(traffic.tally("edge", now, heard))
-        self.lab._at(now + BEAT_S, self._beat)
+        self.lab._at(now + self.beat_s, self._beat)

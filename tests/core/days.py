@@ -15,7 +15,6 @@ from collections import Counter
 from random import Random
 
 from sidecar.core.model import Reason, Result
-from tests.core import crowd as crowds
 from tests.core.crowd import Crowd, Service, lognormal
 from tests.core.lab import Answer, Lab
 
@@ -49,14 +48,14 @@ def lossy(loss: float, dice: Random) -> Answer:
     return answer
 
 
-def play(n: int, days: float, rate: float, sigma: float, loss: float, seed: int) -> Counter[str]:
+def play(n: int, days: float, rate: float, sigma: float, loss: float, seed: int, beat_s: float) -> Counter[str]:
     """How often each rule ejected somebody."""
     dice = Random(seed)
     lab = Lab(n)
     for i in range(1, n + 1):
         lab.answer(i, lossy(loss, dice))
     lab.run(30.0)
-    crowd = Crowd(lab, rate * n, seed)
+    crowd = Crowd(lab, rate * n, seed, beat_s=beat_s)
     for i in range(1, n + 1):
         crowd.conduct[i] = instance(dice, sigma)
     end, ejected = lab.now + days * DAY_S, Counter[str]()
@@ -82,9 +81,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--beat", type=float, default=0.1, help="seconds between two batches of the log")
     args = parser.parse_args()
-    crowds.BEAT_S = args.beat
     started = time.monotonic()
-    ejected = play(args.n, args.days, args.rate, args.sigma, args.loss, args.seed)
+    ejected = play(args.n, args.days, args.rate, args.sigma, args.loss, args.seed, args.beat)
     print(f"n={args.n}, {args.days:g} days, {dict(ejected) or 'nobody'} ejected, {time.monotonic() - started:.0f} s")
 
 
