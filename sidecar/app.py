@@ -61,8 +61,8 @@ from sidecar.publish import Origin, publishers
 from sidecar.publish.breath import breathing
 from sidecar.reconcile import Reconciler
 from sidecar.store import clock, learned, lease, lock, state_dir
-from sidecar.store import history as kept
 from sidecar.store.decisions import Decisions
+from sidecar.store.history import SPANS, History, rows
 from sidecar.supervise import Supervisor
 from sidecar.web.server import Web, WebError
 
@@ -147,7 +147,7 @@ class App:
             log.warning("%s", problem)
         self._recorder = Recorder(self.state / "recorder", self.config.state.max_size)
         self.decisions = Decisions(self.state / "decisions", max_bytes=self.config.state.max_size // 8)
-        self.history = kept.History(self.state, self.config.state.max_size // 4)
+        self.history = History(self.state, self.config.state.max_size // 4)
         self.reconciler = Reconciler(
             prober=_Nobody(),
             journal=self._intents,
@@ -545,14 +545,14 @@ class App:
 
     async def _keep_history(self) -> None:
         """Every ten seconds what was measured in them, when they are over and in pieces; what a stall of minutes hid is left out."""
-        span = kept.SPANS[0]
+        span = SPANS[0]
         told = int(clock.monotonic()) // span * span
         while True:
             await asyncio.sleep(span - clock.monotonic() % span + HISTORY_AFTER_S)
             now = clock.monotonic()
             end = int(now) // span * span
             for start in range(max(told, end - 4 * span), end, span):
-                found = kept.rows(self.reconciler.world, self.latencies, start, start + span, now)
+                found = rows(self.reconciler.world, self.latencies, start, start + span, now)
                 self.history.append(int(wall_of(start).timestamp()), [row async for row in breathing(found, 16) if row is not None])
             told = end
 

@@ -496,9 +496,9 @@ class Storyteller:
 
 
 class Quiet:
-    """Stands where the log and the flight recorder stand: nobody reads them here."""
+    """Stands where the log, the flight recorder and the history stand: nobody reads them here."""
 
-    dropped, fault, wants_segment = 0, "", False
+    dropped, fault, problem, wants_segment = 0, "", "", False
 
     def __init__(self, *arguments: object) -> None: ...
 
@@ -507,6 +507,8 @@ class Quiet:
     def begin(self, *arguments: object) -> None: ...
 
     def batch(self, *arguments: object) -> None: ...
+
+    def append(self, *arguments: object) -> None: ...
 
     def close(self) -> None: ...
 
@@ -556,6 +558,7 @@ def surroundings(stack: Stack) -> Iterator[None]:
         with put(
             (app, "EventLog", Quiet),
             (app, "Recorder", Quiet),
+            (app, "History", Quiet),
             (app, "Decisions", partial(Storyteller, stack)),
             (app, "Web", partial(Counter, stack)),
             (app, "Engine", partial(Prober, stack.instances)),
