@@ -1,7 +1,7 @@
 """Random minutes of real traffic: slow, failing, hanging and paused instances, pools and operators, and our own restarts, in any order.
 
-At every beat: no more out than the guards allow, nobody out by soft evidence beyond its budget, no operator's word touched. In the end, when
-all is well again for long enough, nobody is out.
+At every beat: no more out than the guards allow, nobody out by soft evidence beyond its budget, no operator's word touched. In the end,
+when all is well again for long enough, nobody is out.
 """
 
 from __future__ import annotations

@@ -195,6 +195,18 @@ def test_a_crash_behind_haproxy_is_seen_by_the_sidecar_and_nobody_else_is_touche
     assert [e.instance for e in found.told if e.kind == "ejected"] == [2]
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("contestant", ["haproxy+us", "nginx+us-unix"])
+def test_one_that_fails_real_requests_behind_a_green_probe_is_out_by_them(contestant: str, ports: Ports) -> None:
+    shape = Shape(n=3, rate=150.0, healthy_s=3.0)
+    with Lane(shape, ports) as lane:
+        found = lane.play(Play(KNOWN[contestant], replace(FAULTS["errors"], observed_s=6.0), 0, phase=0.0, first=1))
+
+    told = [(e.instance, e.by) for e in found.told if e.kind == "ejected"]
+    assert (2, "rule:traffic_errors") in told, found.told
+    assert {instance for instance, by in told if by == "rule:traffic_errors"} == {2}
+
+
 # ---- what runs are taken to show ----
 
 
