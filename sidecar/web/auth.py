@@ -119,7 +119,7 @@ class Gate:
         self._tokens, self._hosts = tokens, frozenset(hosts)
 
     async def caller(self, authorization: str | None, peer: Peer, now: float) -> Caller:
-        """Who this is. Problem 401 for a bad token, 429 after too many of them."""
+        """Who this is. Problem 401 for a bad token, 429 for one after too many of them."""
         if authorization is not None:
             return self._by_token(authorization, peer, now)
         if peer.uid is not None and peer.is_trusted:
@@ -146,10 +146,7 @@ class Gate:
     # ---- tokens ----
 
     def _by_token(self, header: str, peer: Peer, now: float) -> Caller:
-        if (wait := self._locked_for(peer.key, now)) > 0:
-            raise Problem(
-                429, f"{BAD_TOKENS} bad tokens within a minute from here", f"wait {wait} s, then send the right one", retry_after_s=wait
-            )
+        """A right token is let in whatever else came from there: bad ones, which any user of this machine may send, shut nobody out."""
         scheme, _, secret = header.partition(" ")
         if scheme.lower() == "bearer" and 0 < len(secret) <= MAX_TOKEN_CHARS:
             shown, found = _digest(secret.strip()), None
@@ -158,6 +155,9 @@ class Gate:
                     found = token
             if found is not None:
                 return Caller(f"token:{found.name}", found.options.may, found.options.services)
+        if (wait := self._locked_for(peer.key, now)) > 0:
+            why = f"this is no token of ours either, after {BAD_TOKENS} bad ones within a minute from here"
+            raise Problem(429, why, f"send the right one, or wait {wait} s", retry_after_s=wait)
         self._remember_bad(peer.key, now)
         raise _unauthorized(
             "this token is not known here" if scheme.lower() == "bearer" else "only `Authorization: Bearer TOKEN` is understood"

@@ -20,6 +20,7 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 ) % (len(_FULL_BODY), _FULL_BODY)
+HEAD_ENDS = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Guarded(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._unparsed = 0
+        self._has_head = False
         self._is_busy = False
         self._is_refused = False
 
@@ -116,7 +118,9 @@ class Guarded(asyncio.Protocol):
             return
         self._unparsed += len(data)
         if not self._is_busy:
-            if self._unparsed > self._crowd.limits.unparsed_bytes:
+            # behind a whole head comes its body: aiohttp, whose turn is next, stops reading by itself when it has enough
+            self._has_head = self._has_head or HEAD_ENDS in data
+            if not self._has_head and self._unparsed > self._crowd.limits.unparsed_bytes:
                 self.drop()
                 return
             if self._deadline is None:
@@ -150,7 +154,7 @@ class Guarded(asyncio.Protocol):
 
     def request_began(self) -> None:
         self._disarm()
-        self._is_busy, self._unparsed = True, 0
+        self._is_busy, self._has_head, self._unparsed = True, False, 0
         self._crowd.idle.pop(self, None)
 
     def request_ended(self) -> None:

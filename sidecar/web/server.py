@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel
 
 from sidecar.web.api import Api, dumped
@@ -45,6 +46,7 @@ SAFE = {
     "Server": "lb-sidecar",
 }
 log = logging.getLogger("sidecar.web")
+wire = logging.getLogger("sidecar.web.wire")
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -73,10 +75,11 @@ class Web:
 
     async def open(self) -> list[str]:
         """Listen. Returns warnings (no unix socket, and why). WebError if the TCP address or the certificate cannot be used."""
+        wire.addFilter(_is_no_strangers_fault)
         self._runner = web.AppRunner(
             self._application(),
             access_log=None,
-            logger=log,
+            logger=wire,
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGER_S,
             shutdown_timeout=SHUTDOWN_S,
@@ -216,6 +219,8 @@ class Web:
             return _refusal(problem)
         except web.HTTPRequestEntityTooLarge:
             return _refusal(Problem(413, f"the body has more than {BODY_MAX} bytes", "send less"))
+        except web.RequestPayloadError as error:
+            return _refusal(Problem(400, f"the body cannot be read: {' '.join(str(error).split())[:200]}", "send plain JSON, whole"))
         except web.HTTPException as error:
             return _refusal(_unrouted(request, error))
         except (asyncio.CancelledError, TimeoutError, ConnectionError):
@@ -262,6 +267,12 @@ def _unrouted(request: web.Request, error: web.HTTPException) -> Problem:
         cure = f"did you mean {near[0]}? All routes are in /api/openapi.json" if near else "all routes are in /api/openapi.json"
         return Problem(404, f"nothing is at {path!r}", cure)
     return Problem(error.status, error.reason, "send the request in another way; all routes are in /api/openapi.json")
+
+
+def _is_no_strangers_fault(record: logging.LogRecord) -> bool:
+    """What is no HTTP is answered 400 by aiohttp; in our log it would let anybody who reaches the port write a page per request."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 async def _make_safe(request: web.Request, response: web.StreamResponse) -> None:

@@ -109,6 +109,52 @@ async def test_a_body_over_64_kib_is_refused(serve: Serve, chunked: bool) -> Non
     assert surface.desk.commands == []
 
 
+CHUNKED = b"PUT /api/v1/freeze HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (64 << 10, b"a" * (64 << 10))
+
+
+async def test_a_body_that_arrives_at_once_with_its_head_is_answered_by_what_the_head_says(serve: Serve) -> None:
+    surface = await serve()
+    reader, writer = await raw(surface, CHUNKED + CHUNK + CHUNK + b"0\r\n\r\n")
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert b" 401 " in await reader.readline()
+    writer.close()
+
+
+def gzipped(extra: str = "") -> bytes:
+    head = f"PUT /api/v1/freeze HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n{extra}"
+    return head.encode() + b"Content-Length: 24\r\n\r\n" + b"\x1f\x8b\x08\x00" + b"\x00" * 20
+
+
+ADMIN = f"Authorization: {bearer('ADMIN')['Authorization']}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 9000 + b"\r\n\r\n", 400),
+        (b"BREW /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (CHUNKED + b"zz\r\n", 400),
+        (gzipped(), 401),
+        (gzipped(ADMIN), 400),
+    ],
+)
+async def test_what_is_no_http_is_told_to_its_sender_and_fills_no_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
+) -> None:
+    surface = await serve()
+    reader, writer = await raw(surface, sent)
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert b" %d " % status in await reader.readline()
+    writer.write_eof()
+    await rest(reader)
+    writer.close()
+    assert [r.getMessage() for r in caplog.records if r.exc_info] == []
+
+
 @pytest.mark.parametrize(
     ("headers", "status"), [({"X-Long": "x" * 9000}, 400), ({f"X-{n}": "y" * 4000 for n in range(5)}, 431), ({"X": "y" * 7000}, 200)]
 )
