@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,10 @@ def draft_nginx(path: Path) -> Draft:
         "idle client connections are closed by each"
     )
     options: dict[str, Any] = {"plugin": "nginx", "config": str(path), "servers_dir": str(folder)}
-    hints = ["reload: signal   # HUP to the master; or a command, as [sudo, -n, systemctl, reload, nginx]"]
+    hints = [
+        "reload: signal   # HUP to the master; or a command, as [sudo, -n, systemctl, reload, nginx]",
+        "traffic: {syslog: 127.0.0.1:8652}   # real requests: add the `log_format` and `access_log` of deploy/nginx/nginx.conf to http",
+    ]
     return Draft(str(path), "web", options, services, hints, remarks)
 
 
@@ -302,7 +306,8 @@ def _edit(upstream: Upstream, folder: Path) -> list[str]:
     first, last = movable[0], movable[-1]
     span = f"line {first.line}" if first.line == last.last_line else f"lines {first.line} to {last.last_line}"
     return [
-        f"{where}: 1. write {target} (mode 644, owned by the sidecar's user) with: {' '.join(lines)}  "
+        f"{where}: 1. write {target} (mode 644, owned by the sidecar's user), one server a line: "
+        f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} > {shlex.quote(str(target))}  "
         f"2. in {first.file}, replace its server {span} by: include {target};  3. nginx -t && nginx -s reload"
     ]
 
