@@ -22,7 +22,7 @@ FOLLOW_S = 600.0
 RECENT = 16
 """Good answers whose median is what an instance does now."""
 ROWS_KEPT = 256
-"""Batches remembered, for a comparison with what the peers did in the same moments."""
+"""Batches remembered at least, for a comparison with what the peers did in the same moments: the last five seconds of a busy instance."""
 COUNTS_KEPT = 16
 TRIAL_REQUESTS = 64
 """So many requests after a return, half of the evidence is enough."""
@@ -145,8 +145,8 @@ class Conduct:
         self.newest_at, self.is_silent = at, False
         self.trial = max(0, self.trial - requests)
         self.rows.append(Row(at, requests, slow, bad))
-        if len(self.rows) > ROWS_KEPT or self.rows[0].at < at - FRESH_S:
-            self.rows = [row for row in self.rows[-ROWS_KEPT:] if row.at >= at - FRESH_S]
+        if len(self.rows) > 2 * ROWS_KEPT:
+            del self.rows[:-ROWS_KEPT]
         if seconds:
             self.good_at = at
             self._learn(seconds, at, elapsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from statistics import median
@@ -77,7 +78,7 @@ def taken(world: Known, fact: Traffic) -> tuple[str, ...]:
 
 
 def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: Traffic) -> bool:
-    fresh = {i: s.conduct for i, s in service.instances.items() if fact.at - s.conduct.newest_at <= FRESH_S and s.conduct.usual is not None}
+    pool = _Pool(s.conduct for s in service.instances.values() if fact.at - s.conduct.newest_at <= FRESH_S)
     news = False
     for row in rows:
         state = service.instances.get(row.instance)
@@ -85,7 +86,7 @@ def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: T
             continue  # what is under way when we take it out, we may have cut off ourselves
         conduct = state.conduct
         before = is_accused(conduct)
-        slow = _slow_among(conduct, row, [c for i, c in fresh.items() if i != row.instance])
+        slow = _slow_among(conduct, row, pool)
         requests = row.good + row.bad
         conduct.is_forgeable = fact.forgeable
         conduct.take(row.seconds, requests, slow, row.bad, fact.at)
@@ -105,13 +106,31 @@ def _is_out(state: InstanceState) -> bool:
     return state.ejection is not None and state.ejection.enforced and not state.ejection.returning
 
 
-def _slow_among(conduct: Conduct, row: Served, peers: Sequence[Conduct]) -> int:
+class _Pool:
+    """How those who serve now stand to what is usual for them, and how long they take, as logarithms; each looked at without itself."""
+
+    def __init__(self, conducts: Iterable[Conduct]) -> None:
+        known = [(c.drift, c.usual + c.drift) for c in conducts if c.usual is not None]
+        self._drifts, self._levels = sorted(drift for drift, _ in known), sorted(level for _, level in known)
+
+    def beside(self, conduct: Conduct) -> tuple[float, float] | None:
+        """(by how much the others have moved, how long they take); None = there are no others."""
+        if conduct.usual is None or len(self._drifts) < 2:
+            return None
+        return _middle(self._drifts, conduct.drift), _middle(self._levels, conduct.usual + conduct.drift)
+
+
+def _middle(ordered: list[float], own: float) -> float:
+    """The median of all but one of them."""
+    i, middle = bisect_left(ordered, own), (len(ordered) - 1) // 2
+    return ordered[middle if middle < i else middle + 1]
+
+
+def _slow_among(conduct: Conduct, row: Served, pool: _Pool) -> int:
     """How many of its good answers were slow for it, as the peers are now. A sample of them stands for all."""
-    if conduct.usual is None or not row.seconds or not peers:
+    if not row.seconds or (beside := pool.beside(conduct)) is None:
         return 0
-    shift = median(c.drift for c in peers)
-    peers_s = exp(median((c.usual or 0.0) + c.drift for c in peers))
-    limit = conduct.limit_s(shift, peers_s)
+    limit = conduct.limit_s(beside[0], exp(beside[1]))
     return round(sum(s > limit for s in row.seconds) * row.good / len(row.seconds))
 
 
