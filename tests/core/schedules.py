@@ -180,7 +180,7 @@ class Watched(Site):
             raise Violation("evidence", f"{instance} ejected ({intent.why}) without complete evidence asked since {since:.3f}")
         assert intent.ejection is not None
         others = [
-            [outcome for outcome in self.heard.get(Target(other.address, SPEC), []) if outcome.ended >= self.started_at]
+            [o for o in self.heard.get(Target(other.address, SPEC), []) if o.ended >= max(self.started_at, self.boundary.get(other, 0.0))]
             for other in self.world.services[instance.service].instances
             if other != instance
         ]

@@ -192,6 +192,11 @@ def only_the_last_record_counts() -> Sequence[Place]:
     return [(InForce, "records", records)]
 
 
+def what_is_forgotten_stays() -> Sequence[Place]:
+    """A record that ends an ejection ends nothing: the next start takes up what was undone long ago."""
+    return [(InForce, "_forget", lambda self, instance: None)]
+
+
 def _with(module: Any, **names: object) -> Any:
     """A module, or what stands for it, with other things under these names."""
 
@@ -230,6 +235,7 @@ MUTANTS: dict[Mutant, Killing] = {
     two_calls_at_once: Killing(("line",), 1),
     nothing_is_looked_at_again: Killing(("restart", "operator"), 4),
     only_the_last_record_counts: Killing(("kill",), 25),
+    what_is_forgotten_stays: Killing(("kill",)),
 }
 
 
