@@ -2,7 +2,7 @@
 
     python -m tests.core.mutants --patience 1000
 
-`ten_of_an_outsider` are of somebody who had not seen what the schedules do.
+Some are of an outsider, who had not seen what the schedules do.
 """
 
 from __future__ import annotations
@@ -254,12 +254,13 @@ MUTANTS: dict[str, Killing] = {
     "words_are_struck_at_once": Killing(words_are_struck_at_once, 1, ("override", "crash", "clear")),
     "two_may_write": Killing(two_may_write, 9),
     "nobody_comes_back": Killing(nobody_comes_back, 25),
+    "nobody_fails_open": Killing(nobody_fails_open, 98, ("dusk",)),
     "blind_is_no_hold": Killing(blind_is_no_hold, 32),
     "a_full_disk_is_no_hold": Killing(a_full_disk_is_no_hold, 4),
     "decided_and_written_in_one_turn": Killing(decided_and_written_in_one_turn, 12, ("slow_disk", "well")),
     "returned_at_the_first_chance_of_others": Killing(returned_at_the_first_chance_of_others, 4, ("hand_ours", "sick")),
     "the_suspect_is_asked_no_more": Killing(the_suspect_is_asked_no_more, 0),
-    # ---- ten of an outsider ----
+    # ---- an outsider's ----
     "one_more_than_the_budget": Killing(swapped(guard, "over_budget", "if out > most:", "if out > most + 1:"), 36),
     "anybody_may_testify": Killing(
         swapped(guard.Testimony, "_may_testify", "return target.failed_at", "return True or target.failed_at"), 25
