@@ -90,6 +90,7 @@ def take_intent(world: Known, intent: Intent, at: float) -> None:
             membership.operator_of_instance(world, state)
         case Act.HANDS_OFF:
             state.hands_off_until, state.overruled = intent.until or at, ""
+            state.hands_off_why = f"{intent.why} ({intent.by})"
             if state.ejection is not None:
                 state.ejection, state.new_life = replace(state.ejection, returning=True), False
                 state.probation_at = state.returned_at = at

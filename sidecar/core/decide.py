@@ -131,9 +131,9 @@ class _Turn:
                 self._end(override, state, "outside", state.unsaid)
         if state.overruled and ejection is not None:
             until = self.now + self.world.policy.services[state.instance.service].rules.hands_off_s
-            why = f"{state.overruled} against our ejection: hands off for {(until - self.now) / 60:.0f} min"
+            why = f"{state.overruled} against our ejection"
             self._intend(Act.HANDS_OFF, "outside", why, state, until=until)
-            self._say("operator", "outside", f"{state.instance}: {why}", state)
+            self._say("operator", "outside", f"{state.instance}: {why}: hands off for {(until - self.now) / 60:.0f} min", state)
         elif state.new_life:
             act = Act.FORGET if self._is_undone(state) else Act.RETURN
             self._intend(act, "outside", "an operator's maintenance ended: a new life", state, ejection=ejection)

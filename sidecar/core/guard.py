@@ -367,9 +367,8 @@ def not_ours_to_act(world: World, state: InstanceState, now: float) -> list[Hold
     if state.operator is not Operator.READY:
         holds.append(Hold(HoldName.OPERATOR, f"an operator has it in {state.operator}", state.instance))
     if now < state.hands_off_until:
-        holds.append(
-            Hold(HoldName.HANDS_OFF, f"made ready by hand; hands off for {state.hands_off_until - now:.0f} s more", state.instance)
-        )
+        why = state.hands_off_why or "so it was said earlier"
+        holds.append(Hold(HoldName.HANDS_OFF, f"{why}; hands off for {state.hands_off_until - now:.0f} s more", state.instance))
     if policy.pools and policy.mode is Mode.ACT and state.operator is Operator.READY:
         holds += _cannot_write(world, state, now)
     return holds

@@ -70,10 +70,10 @@ class TargetState:
 class InstanceState:
     """One life of one instance.
 
-    `is_void`: the evidence had gone before the ejection was on
-    disk. `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
-    kept until no balancer shows them. `unclaimed`: balancers which we have not
-    looked at since our restart; what words of ours they show is ours still. `proposed`: those of our intents that are on their way to disk.
+    `is_void`: the evidence had gone before the ejection was on disk. `hands_off_why`: in whose words, "" = not known after a restart.
+    `overruled`, `unsaid`: somebody made ready by hand what our ejection, or our commands, had out. `ended`: words whose time is over,
+    kept until no balancer shows them. `unclaimed`: balancers which we have not looked at since our restart; what words of ours they show
+    is ours still. `proposed`: those of our intents that are on their way to disk.
     """
 
     instance: Instance
@@ -92,6 +92,7 @@ class InstanceState:
     flap_level: float = 0.0
     flap_at: float = 0.0
     hands_off_until: float = float("-inf")
+    hands_off_why: str = ""
     is_void: bool = False
     overruled: str = ""
     unsaid: str = ""

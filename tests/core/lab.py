@@ -152,6 +152,9 @@ class Lab:
     def holds(self) -> set[str]:
         return {h.name.value for h in self.decisions[-1].holds}
 
+    def hold_why(self, name: str) -> str:
+        return next((h.why for h in self.decisions[-1].holds if h.name == name), "")
+
     def nudge(self, i: int) -> None:
         address = Address(f"10.0.0.{i}", 80)
         for target in list(self.world.targets):

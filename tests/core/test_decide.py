@@ -197,7 +197,7 @@ def test_ready_by_hand_against_our_ejection_means_hands_off() -> None:
 
     lab.run(800.0)
     assert lab.out() == []
-    assert "hands_off" in lab.holds()
+    assert "edge/shop/s1 was made ready by hand against our ejection (outside)" in lab.hold_why("hands_off")
 
     lab.run(200.0)
     assert lab.out() == [1]
@@ -546,6 +546,7 @@ def test_given_back_when_it_leaves_our_hands() -> None:
     lab.run(0.1)
 
     assert lab.out() == [] and lab.told("returned")[0].by == "sidecar"
+    assert lab.hold_why("hands_off").startswith("leaving (sidecar); hands off for ")
 
 
 def test_static_instance_adopted_at_start_follows_its_own_source() -> None:
