@@ -146,7 +146,8 @@ class Side:
     def forget_all(self, *, operators_too: bool) -> None:
         """A restart or reload: nothing that was told at run time survives."""
         self.generation += 1
-        self.unsaid.clear()
+        if not self._busy:  # a picture that is being taken may still show it
+            self.unsaid.clear()
         for ref in self.servers:
             server = self.touch(ref)
             server.ours, server.ours_by = FULLY, ""
