@@ -211,21 +211,35 @@ class App:
         self, ejections: Sequence[Ejection], servers: frozenset[tuple[Instance, ServerRef]], notes: Mapping[ServerRef, str]
     ) -> None:
         """What an earlier life has out where this configuration has no service: nobody else would bring it back."""
-        pools = {name: compose.pools_of(name, options) for name, options in self.config.services.items()}
-        strays = [e for e in ejections if e.instance.service not in pools]
-        where = [(i, server) for i, server in servers if (server.balancer, server.ref.pool) not in pools.get(i.service, ())]
+        strays = [e for e in ejections if e.instance.service not in self.config.services]
+        where = self._without_service(servers)
+        gone = {server.balancer for _, server in where} - self.config.balancers.keys()
+        for name in sorted(gone):
+            refs = ", ".join(sorted({str(server.ref) for _, server in where if server.balancer == name}))
+            self._tell(
+                "balancer",
+                f"{name}: {refs} is out by us from before and cannot be given back, for the configuration names no balancer {name} "
+                "any more; name it again and reload, or make it ready there by hand",
+            )
         for each in strays:
-            log.warning("%s is out by us from before, and its service is no longer in the configuration: it is given back", each.instance)
+            if not any(instance == each.instance and server.balancer in gone for instance, server in where):
+                log.warning("%s is out by us from before, and the configuration has its service no more: it is given back", each.instance)
         if strays or where:
             self._tasks.start("strays", partial(self._give_back_strays, strays, where, notes))
+
+    def _without_service(self, servers: Iterable[tuple[Instance, ServerRef]]) -> list[tuple[Instance, ServerRef]]:
+        """Those where the configuration as it is now has no service that would bring them back."""
+        pools = {name: compose.pools_of(name, options) for name, options in self.config.services.items()}
+        return [(i, server) for i, server in servers if (server.balancer, server.ref.pool) not in pools.get(i.service, ())]
 
     async def _give_back_strays(
         self, strays: Sequence[Ejection], servers: Sequence[tuple[Instance, ServerRef]], notes: Mapping[ServerRef, str]
     ) -> None:
         left = {server.balancer for _, server in servers}
-        while left:
+        while left := {server.balancer for _, server in self._without_service(servers)} & left:
             for name in [n for n in left if n in self.drivers and self.drivers[n].is_writer]:
-                ours = {(server.ref.pool, instance.address) for instance, server in servers if server.balancer == name}
+                here = [(i, server.ref.pool) for i, server in self._without_service(servers) if server.balancer == name]
+                ours = {(pool, instance.address) for instance, pool in here}
                 mine = {server.ref: note for server, note in notes.items() if server.balancer == name}
                 with contextlib.suppress(BalancerError):
                     done, refused = await give_back(self.drivers[name].host, ours, mine, LET_GO_WITHIN_S)
@@ -234,7 +248,8 @@ class App:
                     for ref in done:
                         self._tell("returned", f"{name}/{ref} is given back: no service of the configuration has that pool any more")
             await asyncio.sleep(STRAYS_EVERY_S)
-        self.reconciler.strike(strays, "its service is no longer in the configuration")
+        still = [e for e in strays if e.instance.service not in self.config.services]  # a reload may have brought its service back
+        self.reconciler.strike(still, "its service is no longer in the configuration")
 
     async def stop(self) -> None:
         """Finish what is under way, give up nothing that is out: a lease covers it until we, or the release timer, come."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.daemon import Daemon, until
-from tests.system.lab import Lab, free_ports, lab
+from tests.system.lab import SERVICE, Lab, free_ports, lab
 
 pytestmark = pytest.mark.real
 
@@ -276,6 +276,29 @@ def test_what_is_out_is_given_back_when_the_name_of_a_balancer_comes_to_mean_ano
         box.wait_in(0)
         second.kill(0)
         second.wait_out(0)
+
+
+@pytest.mark.parametrize("is_service_back", [False, True])
+def test_what_is_out_on_a_balancer_that_a_restart_no_longer_names_is_told_and_given_back_once_it_is_named_again(
+    is_service_back: bool,
+) -> None:
+    with lab("haproxy-2.8-none") as box:
+        sidecar = with_one_out(box)
+        other = f"  other: {{balancer: lab, instances: ['127.0.0.1:{box.ports[1]}'], probe: {{http: /health}}}}\n"
+        sidecar.end(signal.SIGKILL)
+        sidecar.write(f"balancers: {{lab: {{plugin: memory}}}}\nservices:\n{other}")
+        sidecar.start()
+
+        sidecar.wait_event("balancer", "shop/s1 is out by us from before and cannot be given back")
+        assert "it is given back" not in sidecar.log_text() and 0 not in box.in_rotation()
+
+        named = box.config(service=(SERVICE if is_service_back else "") + other).replace("services:", "  lab: {plugin: memory}\nservices:")
+        reloaded(sidecar, named)
+        if is_service_back:
+            until(lambda: sidecar.judgements().get(box.ports[0]) == "ejected", "it is its service's again")
+            assert 0 not in box.in_rotation()
+            box.instances.start(0)
+        box.wait_in(0)
 
 
 def test_the_newest_file_wins_however_often_it_is_told_to_read() -> None:
