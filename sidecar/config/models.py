@@ -172,7 +172,7 @@ class PolicyOptions(Options):
     window: Annotated[Window, Shorthand("mode")] = Field(default=Window(), description="Too many bad of the last probes; or one word: off.")
     consecutive: RuleMode | None = Field(default=None, description="act, observe or off, for the rules fall and fall_fast.")
     slow: RuleMode | None = Field(
-        default=None, description="Slow against its peers. Default: acts on real traffic, observes on probes alone."
+        default=None, description="Slow in real traffic against its peers. Default: acts, where the balancer's `traffic` is given."
     )
     traffic_errors: RuleMode | None = Field(default=None, description="Errors in real traffic against its peers. Default as for slow.")
     undo_within: Duration = Field(

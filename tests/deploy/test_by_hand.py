@@ -129,10 +129,9 @@ def test_release_all_gives_back_and_freezes(lab: Lab) -> None:
 @pytest.mark.parametrize("lab", ["haproxy-2.8-none"], indirect=True)
 def test_the_intents_tell_what_is_out_without_any_program_of_ours(lab: Lab) -> None:
     daemon = abandoned(lab)
-    (pipe,) = re.findall(r"^grep .*$", block_with("grep -oE"), re.MULTILINE)
+    (pipe,) = re.findall(r"^sed .*intents .*$", block_with("sed -nE"), re.MULTILINE)
 
     look = pipe.replace("/var/lib/lb-sidecar", str(daemon.state))
     told = subprocess.run(["sh", "-c", look], capture_output=True, text=True, check=True).stdout
 
-    assert '"act":"eject"' in told
-    assert f"127.0.0.1:{lab.ports[OUT]} ejected: " in told
+    assert f"eject shop 127.0.0.1:{lab.ports[OUT]} shop/127.0.0.1:{lab.ports[OUT]} ejected: " in told

@@ -450,8 +450,9 @@ function updateRow(row, r, service, series, scale, total) {
   const i = Object.values(service.instances).find((each) => each.instance === r.address);
   say(link, r.name);
   link.setAttribute("href", addressOf({ service: service.service, instance: r.address }));
-  tone(pill, i ? i.judgement : "unknown", i ? (i.operator === "ready" ? i.judgement : i.operator) : "gone");
-  say(share, total && i ? `${((lately(i) / total) * 100).toFixed(0)} % of the traffic` : "");
+  const word = !i ? "unknown" : i.operator === "ready" ? i.judgement : i.operator;
+  tone(pill, word, i ? word : "gone");
+  say(share, total && i ? `${((lately(i) / total) * 100).toFixed(0)} % of the last minute's traffic` : "");
   say(top, scale ? `${seconds(scale.least)} to ${seconds(scale.most)}` : "");
   const mine = state.marks.filter((m) => m.instance === r.address && m.at >= series.range.since);
   const label = `${r.name}: ${requests(r.column)} ${series.source === "traffic" ? "requests" : "probes"}, ${mine.filter((m) => m.kind === "ejected").length} ejections`;
