@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbplugins.values import Operator
 from sidecar.core import guard, traffic
-from sidecar.core.known import InstanceState
+from sidecar.core.known import InstanceState, in_its_words
 from sidecar.core.model import Hold, HoldName, Judgement
 from sidecar.core.policy import Mode, ServicePolicy
 from sidecar.core.streak import Streak
@@ -47,7 +47,8 @@ def span(seconds: float) -> str:
 
 
 def _under_operator(look: Look, state: InstanceState) -> str:
-    mine = [o for o in state.overrides.values() if o.state is state.operator]
+    balancers = [look.policy.balancers[name] for name, _ in look.policy.services[state.instance.service].pools]
+    mine = [o for o in state.overrides.values() if any(in_its_words(o.state, b.drain) is state.operator for b in balancers)]
     if not mine:
         return f"stays in {state.operator} until its operator makes it ready at the balancer"
     last = max(mine, key=lambda o: o.until if o.until is not None else float("inf"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from lbplugins.values import Address, Operator, Setting
 from sidecar.core.model import Commanded, Instance, Serving, Verb
-from sidecar.core.policy import Guards, Mode
+from sidecar.core.policy import BalancerPolicy, Guards, Mode
 from sidecar.web.look import Look, Unresolved, find, names
 from sidecar.web.outlook import next_of, span
 from tests.core.lab import good, refused, status_500
@@ -172,6 +173,15 @@ def test_what_happens_next(what: Callable[[LabDesk], None], sentence: str) -> No
     what(desk)
 
     assert next_of(look(desk), desk.lab.instance(1)) == sentence
+
+
+def test_our_drain_where_the_balancer_knows_none_ends_when_we_said() -> None:
+    desk = warm(policy=replace(policies(service("shop")), balancers={"edge": BalancerPolicy("edge", drain=False)}))
+    drained_here(desk)
+    desk.lab.set_seen(1, operator=Operator.MAINTENANCE)
+    desk.lab.run(1)
+
+    assert next_of(look(desk), desk.lab.instance(1)) == "stays in maintenance for 10 min more, by token:ci"
 
 
 def test_a_held_ejection_says_what_holds_it() -> None:
