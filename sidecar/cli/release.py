@@ -80,13 +80,14 @@ async def release(argument: Path | None, *, everything: bool, expired: bool, sta
 
 def _folder(config: Config, named: Path | None) -> Path:
     """The state folder, of the configuration or the one named, which must be there: one made anew would hold nothing. StateDirError."""
+    # a file system that has gone read-only still tells what is out, and giving back needs no more
     if named is None:
-        return state_dir.resolve(config.state.dir, os.environ).path
+        return state_dir.resolve(config.state.dir, os.environ, to_write=False).path
     if not os.path.lexists(named):
         raise state_dir.StateDirError(
             f"there is no folder {named}: --state is the state folder of `lb-sidecar run`, which `lb-sidecar check` shows"
         )
-    return state_dir.resolve(named.absolute(), os.environ).path
+    return state_dir.resolve(named.absolute(), os.environ, to_write=False).path
 
 
 async def _promised(folder: Path) -> lease.Lease:

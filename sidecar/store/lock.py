@@ -88,7 +88,9 @@ def _open(path: Path) -> int:
         with contextlib.suppress(FileExistsError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
         return os.open(path, os.O_RDWR | flags)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         return os.open(path, os.O_RDONLY | flags)
 
 

@@ -29,27 +29,28 @@ class StateDir:
         _ready(self.path, self.origin)
 
 
-def resolve(configured: Path | None, environ: Mapping[str, str], system: Path = SYSTEM_DIR) -> StateDir:
+def resolve(configured: Path | None, environ: Mapping[str, str], system: Path = SYSTEM_DIR, *, to_write: bool = True) -> StateDir:
     """`state.dir`, else $STATE_DIRECTORY, else the system's folder if this user can have it, else the user's own; made 0750 if it lacks.
 
-    StateDirError: the folder meant is not safe or not writable. What was asked for by name is never replaced by another.
+    StateDirError: the folder meant is not safe, or `to_write` and not writable. What was asked for by name is never replaced by another.
     """
+    rights = os.R_OK | os.X_OK | (os.W_OK if to_write else 0)
     if configured is not None:
-        return _ready(configured, "state.dir")
+        return _ready(configured, "state.dir", rights)
     # systemd may give several, separated by colons; and with DynamicUser= a link, which is its own.
     if named := environ.get("STATE_DIRECTORY", "").split(":")[0]:
         path = Path(named)
-        return _ready(path.resolve() if _is_link_of_root(path) else path, "$STATE_DIRECTORY")
-    if _is_for_us(system):
-        return _ready(system, "the default")
-    return _ready(_users_folder(environ, system), f"{system} is not for this user")
+        return _ready(path.resolve() if _is_link_of_root(path) else path, "$STATE_DIRECTORY", rights)
+    if _is_for_us(system, rights):
+        return _ready(system, "the default", rights)
+    return _ready(_users_folder(environ, system), f"{system} is not for this user", rights)
 
 
-def _ready(path: Path, origin: str) -> StateDir:
+def _ready(path: Path, origin: str, rights: int = os.R_OK | os.W_OK | os.X_OK) -> StateDir:
     if not path.is_absolute():
         raise StateDirError(f"the state folder {path} ({origin}) must be an absolute path")
     _create(path, origin)
-    _check(path, origin)
+    _check(path, origin, rights)
     return StateDir(path, origin)
 
 
@@ -66,7 +67,7 @@ def _create(path: Path, origin: str) -> None:
         ) from error
 
 
-def _check(path: Path, origin: str) -> None:
+def _check(path: Path, origin: str, rights: int) -> None:
     """Refuse what someone else could write to, or swap."""
     found = os.stat(path, follow_symlinks=False)
     me = os.geteuid()
@@ -82,14 +83,14 @@ def _check(path: Path, origin: str) -> None:
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StateDirError(f"{what} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}): `chmod go-w {path}`")
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not os.access(path, rights):
         raise StateDirError(f"{what} is not writable: `chmod u+rwx {path}`, or mount its file system for writing, or set `state.dir`")
 
 
-def _is_for_us(system: Path) -> bool:
+def _is_for_us(system: Path, rights: int) -> bool:
     """Is the system's folder ours already, or can we make it?"""
     try:
-        return os.stat(system, follow_symlinks=False).st_uid == os.geteuid() and os.access(system, os.W_OK | os.X_OK)
+        return os.stat(system, follow_symlinks=False).st_uid == os.geteuid() and os.access(system, rights)
     except FileNotFoundError:
         return os.access(system.parent, os.W_OK | os.X_OK)
     except OSError:

@@ -17,7 +17,7 @@ import pytest
 
 from bench.daemon import Daemon, until
 from tests.system.lab import Lab, lab
-from tests.system.test_hostile_ends import command, in_force, replayed, with_one_out
+from tests.system.test_hostile_ends import command, expire, in_force, is_given_back, replayed, with_one_out
 
 pytestmark = pytest.mark.real
 
@@ -142,6 +142,20 @@ def test_a_start_on_a_full_disk_adopts_and_gives_back() -> None:
         box.wait_in(0)
         assert "Traceback" not in sidecar.log_text()
         assert sidecar.end() == 0
+
+
+def test_what_a_dead_sidecar_has_out_is_given_back_though_its_disk_has_gone_read_only() -> None:
+    with lab("haproxy-2.8-none") as box, small_disk(box.folder / "sidecar.state") as disk:
+        sidecar = with_one_out(box)
+        sidecar.end(signal.SIGKILL)
+        expire(sidecar)
+        box.instances.start(0)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+        code, said = command("release", "--expired", str(sidecar.config))
+
+        assert "edge/shop/s1 is given back" in said and is_given_back(box), said
+        assert code == 1 and "Read-only file system" in said  # that it is done could not be written down
 
 
 def test_a_state_folder_deleted_under_its_feet_is_made_again_with_what_is_out() -> None:
