@@ -468,7 +468,9 @@ def _grain(seen: Mapping[Ref, Seen]) -> list[str]:
             continue
         if all(each.weight <= 4 for each in coarse):
             steps = f"weight {coarse[0].weight} leaves no steps between all and nothing"
-            lines.append(f"pool {pool}: {steps}, so weight cuts and ramps are skipped; if it knows weights, write `weight 100` on each server")
+            lines.append(
+                f"pool {pool}: {steps}, so weight cuts and ramps are skipped; if it knows weights, write `weight 100` on each server"
+            )
         else:
             lines.append(f"pool {pool}: its algorithm takes no weights while it runs, so weight cuts and ramps are skipped")
     return lines
