@@ -10,7 +10,7 @@ from statistics import median
 from lbplugins.values import Counters, Operator, Ref, Seen, TrafficSample
 from sidecar.core.charge import Charge
 from sidecar.core.conduct import BAD, FRESH_S, SLOW, Conduct, Count, Doubt, Measure
-from sidecar.core.known import BalancerState, InstanceState, Known, ServiceState
+from sidecar.core.known import GOOD_KEPT, BalancerState, InstanceState, Known, ServiceState, TargetState
 from sidecar.core.model import Evidence, Hold, HoldName, Instance, Result, Served, Strength, Traffic
 from sidecar.core.streak import Streak
 
@@ -267,8 +267,7 @@ def _agrees(world: Known, state: InstanceState, charge: Charge) -> bool:
         target = world.targets.get(name)
         if target is None or target.newest_ended < since:
             continue
-        took = target.newest_ended - target.newest_started
-        if target.newest is Result.FAIL or (charge.rule == "slow" and target.median_s and took > max(2.0 * target.median_s, 0.001)):
+        if target.newest is Result.FAIL or (charge.rule == "slow" and _is_slow(target)):
             return True
     counts = [count for count in state.conduct.counts if count.at >= since]
     if charge.rule == "traffic_errors":
@@ -279,14 +278,21 @@ def _agrees(world: Known, state: InstanceState, charge: Charge) -> bool:
     return bool(mine and theirs) and sum(mine) / len(mine) >= max(2.0, 2.0 * sum(theirs) / len(theirs))
 
 
+def _is_slow(target: TargetState) -> bool:
+    """Its last two answers took far longer than usual: one alone is what any busy machine does."""
+    last = [target.recent[(target.good - back) % len(target.recent)] for back in (1, 2)] if len(target.recent) == GOOD_KEPT else []
+    last = last or target.recent[-2:]
+    return len(last) == 2 and bool(target.median_s) and min(last) > max(3.0 * target.median_s, 0.002)
+
+
 def _cause(conduct: Conduct, rule: str, doubt: Doubt) -> str:
     span = conduct.newest_at - doubt.since
     if rule == "traffic_errors":
         return f"{doubt.hits} of its last {doubt.requests} real requests failed within {span:.2f} s"
-    now = exp((conduct.usual or 0.0) + conduct.drift)
-    usual = exp(conduct.usual or 0.0)
+    slower = exp(sorted(conduct.recent)[3 * len(conduct.recent) // 4]) if conduct.recent else 0.0
     return (
-        f"{doubt.hits} of its last {doubt.requests} real requests were slow within {span:.2f} s (median now {_ms(now)}, usual {_ms(usual)})"
+        f"{doubt.hits} of its last {doubt.requests} real requests were slow within {span:.2f} s "
+        f"(a quarter of the last {len(conduct.recent)} took {_ms(slower)} or more; usual is {_ms(exp(conduct.usual or 0.0))})"
     )
 
 

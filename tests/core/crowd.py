@@ -61,6 +61,7 @@ class Crowd:
     forgeable: bool = False
     usual: Service = field(default_factory=lognormal)
     beat_s: float = 0.02
+    counts: bool = True
 
     def __post_init__(self) -> None:
         self.dice = Random(self.seed)
@@ -95,7 +96,7 @@ class Crowd:
             self._ended[i][1] += status >= 500
             instance = Instance("shop", Address(f"10.0.0.{i}", 80))
             heard.append((instance, TrafficSample(Ref("shop", f"s{i}"), status, seconds, at=now, forgeable=self.forgeable)))
-        for i, (requests, failed) in self._ended.items():
+        for i, (requests, failed) in self._ended.items() if self.counts else ():
             in_flight = sum(1 for row in self._under_way if row[2] == i)
             self.lab.set_seen(i, in_flight=in_flight, counters=Counters(requests, 0, 0, 0, failed))
         if heard:

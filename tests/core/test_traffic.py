@@ -8,7 +8,7 @@ import pytest
 
 from lbplugins.values import Address, Ref, TrafficSample
 from sidecar.core import traffic
-from sidecar.core.model import HoldName, Instance, Judgement, Strength
+from sidecar.core.model import HoldName, Instance, Judgement, Result, Strength
 from sidecar.core.policy import ProbePlan
 from tests.core.crowd import Crowd, Service, failing, lognormal, pausing, times
 from tests.core.lab import Lab, good, hangs, policy, status_500
@@ -197,10 +197,25 @@ def test_what_the_balancer_counts_itself_confirms_such_a_feed(sick: Service) -> 
     assert lab.out() == [4]
 
 
+def test_one_late_probe_confirms_nothing() -> None:
+    lab, crowd = busy(forgeable=True)
+    for i in crowd.conduct:
+        lab.set_seen(i, counters=None, in_flight=None)
+    calls = iter(range(10_000))
+    lab.answer(4, lambda now, timeout: (Result.OK, None, 0.01 if next(calls) % 2 else 0.0005))
+    crowd.counts = False
+    crowd.conduct[4] = times(20.0, crowd.usual)
+
+    lab.run(4.0)
+
+    assert lab.journal == [] and HoldName.UNCONFIRMED.value in lab.holds()
+
+
 def test_a_slow_probe_confirms_such_a_feed() -> None:
     lab, crowd = busy(forgeable=True)
     for i in crowd.conduct:
         lab.set_seen(i, counters=None, in_flight=None)
+    crowd.counts = False
     crowd.conduct[4] = times(20.0, crowd.usual)
     lab.answer(4, good(0.01))
 
