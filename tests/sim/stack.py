@@ -569,7 +569,7 @@ def surroundings(stack: Stack) -> Iterator[None]:
             (app, "plugin_class", PLUGINS.__getitem__),
             (app, "load", lambda path: loaded(_current(stack).text)),
             (app, "_descriptors", lambda process: ""),
-            (state_dir, "_ready", state_dir.StateDir),
+            (state_dir, "_ready", lambda path, origin, rights: state_dir.StateDir(path, origin)),
             (clock, "monotonic", loop.time),
             (clock, "boottime", loop.time),
             (clock, "wall", wall),
