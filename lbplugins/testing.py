@@ -256,7 +256,8 @@ class _CancelledAt(Awaitable[T]):
             try:
                 wait = step.send(None) if thrown is None else step.throw(thrown)
             except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+                result: T = end.value
+                return result
             if turn == self.turn:
                 task = asyncio.current_task()
                 assert task is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sysconfig
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from bench.floor import Asked, start_prober
@@ -25,7 +26,7 @@ def probers() -> Iterator[Prober]:
     """Those that this machine has; see `install` for the others."""
     for binary in stage.haproxy_binaries():
         version = ".".join(binary.version.split(".")[:2])
-        yield Prober(f"HAProxy {version}", "fresh", lambda job, path=binary.path: _haproxy(job, path))  # type: ignore[misc]  # bound now
+        yield Prober(f"HAProxy {version}", "fresh", partial(_haproxy, path=binary.path))
     if path := found(str(PURE / "envoy/_bin/envoy"), "envoy"):
         yield Prober("Envoy (kept)", "kept", lambda job: _envoy(job, path, "kept"))
         yield Prober("Envoy (fresh)", "fresh", lambda job: _envoy(job, path, "fresh"))

@@ -77,12 +77,13 @@ class Doubt:
 
 @dataclass(slots=True)
 class Row:
-    """One batch: requests that ended by `at`, and how many of them were slow, and bad."""
+    """One batch: requests that ended by `at`, and how many of them were slow, and bad. `forgeable`: others can write to that feed."""
 
     at: float
     requests: int
     slow: int
     bad: int
+    forgeable: bool = False
 
 
 @dataclass(slots=True)
@@ -100,8 +101,8 @@ class Conduct:
     """What real requests say of one instance. Logarithms of seconds throughout.
 
     `usual`: what is usual for it; None until learned. `drift`: how far the median of its `recent` good answers is from that. `gap_s`: the
-    usual time between two requests. `trial`: requests left of its trial after a return. `is_forgeable`: the newest came over a feed that
-    anybody on the machine can write to. `probes_s`: how long its probes took, by spec, when it was ejected for slowness.
+    usual time between two requests. `trial`: requests left of its trial after a return. `probes_s`: how long its probes took, by spec,
+    when it was ejected for slowness.
     """
 
     usual: float | None = None
@@ -112,7 +113,6 @@ class Conduct:
     good_at: float = float("-inf")
     gap_s: float = 0.0
     is_silent: bool = False
-    is_forgeable: bool = False
     trial: int = 0
     recent: list[float] = field(default_factory=list)
     slow: Doubt = field(default_factory=Doubt)
@@ -131,7 +131,7 @@ class Conduct:
         expected = exp(self.usual + shift)
         return max(2.0 * expected, expected + max(0.005, peers_s / 2.0))
 
-    def take(self, seconds: tuple[float, ...], requests: int, slow: int, bad: int, at: float) -> None:
+    def take(self, seconds: tuple[float, ...], requests: int, slow: int, bad: int, at: float, *, forgeable: bool = False) -> None:
         """A batch: the times of good answers (a sample of them), and how many of all its requests were slow, and bad."""
         if not self.learned and seconds:
             self.first_at = at
@@ -144,7 +144,7 @@ class Conduct:
             self.recent.clear()
         self.newest_at, self.is_silent = at, False
         self.trial = max(0, self.trial - requests)
-        self.rows.append(Row(at, requests, slow, bad))
+        self.rows.append(Row(at, requests, slow, bad, forgeable))
         if len(self.rows) > 2 * ROWS_KEPT:
             del self.rows[:-ROWS_KEPT]
         if seconds:
@@ -154,6 +154,10 @@ class Conduct:
     def count(self, count: Count) -> None:
         self.counts.append(count)
         del self.counts[:-COUNTS_KEPT]
+
+    def may_be_forged(self, at: float) -> bool:
+        """Did any of what was heard from then on come over a feed that others can write to? Honest lines between make it no truer."""
+        return any(row.forgeable for row in self.rows if row.at >= at)
 
     def since(self, at: float) -> tuple[int, int, int]:
         """(requests, slow, bad) of the batches from then on."""

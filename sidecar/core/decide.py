@@ -214,6 +214,8 @@ class _Turn:
                 self._ask_witnesses(state, charge.check)
             if names == {HoldName.UNCONFIRMED}:
                 self._ask_for_agreement(state)
+            if HoldName.CONTRADICTION in names and charge.check is not None and traffic.wants_counts(state.conduct, charge.check):
+                self._look_again(state)
             if holds:
                 self.holds += holds
                 continue
@@ -255,6 +257,9 @@ class _Turn:
             ask = pace.at_once(self.world, name, self.now)
             if ask is not None and self.now - self.world.targets[name].newest_ended >= AGREE_S:
                 self.asks[name] = ask
+        self._look_again(state)
+
+    def _look_again(self, state: InstanceState) -> None:
         for server in state.servers:
             if self.now - self.world.balancers[server.balancer].seen_at >= AGREE_S:
                 self.looks[server.balancer] = None

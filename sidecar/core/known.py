@@ -106,6 +106,11 @@ class InstanceState:
     told_at: float = 0.0
     reason: str = ""
 
+    @property
+    def is_out_by_us(self) -> bool:
+        """Our ejection of it is in force."""
+        return self.ejection is not None and self.ejection.enforced and not self.ejection.returning
+
     def say(self, override: Override, at: float) -> None:
         """One owner's word is in force, or over."""
         if override.until is None or at < override.until:
@@ -271,6 +276,12 @@ class Known:
     journal_fault: str = ""
     unwritten: list[Intent] = field(default_factory=list)
     standby: dict[str, str] = field(default_factory=dict)
+
+    def nudge(self, name: Target) -> None:
+        """Ask it at once, whatever was planned."""
+        if (target := self.targets.get(name)) is not None:
+            target.nudged, target.scheduled = True, None
+            self.unasked[name] = None
 
     # ---- looking things up ----
 

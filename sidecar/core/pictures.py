@@ -90,7 +90,7 @@ def _compare(world: Known, balancer: BalancerState, ref: Ref, before: Seen | Non
     if sent is not None and seen.ours.serve is Serve.FULL:
         sent.stands = False
     _adopt(world, server, seen, instance_state, at)
-    if sent is None and instance_state is not None and seen.ours.serve is Serve.NONE and _is_out_by_us(instance_state):
+    if sent is None and instance_state is not None and seen.ours.serve is Serve.NONE and instance_state.is_out_by_us:
         balancer.sent[ref] = Sent(Serve.NONE, at, confirmed=True, generation=seen.generation)  # from an earlier life, or adopted
     by_us = _compare_said(world, balancer, ref, before, seen, instance_state, at)
     if before is None:
@@ -205,14 +205,10 @@ def _is_another(before: Seen, seen: Seen | None) -> bool:
 def _undone(before: Seen, seen: Seen, sent: Sent | None, state: InstanceState) -> bool:
     """Somebody made ready by hand what we had out, in the same life of the balancer."""
     return (
-        _is_out_by_us(state)
+        state.is_out_by_us
         and sent is not None
         and sent.confirmed
         and sent.serve is Serve.NONE
         and before.ours.serve is Serve.NONE
         and seen.ours.serve is Serve.FULL
     )
-
-
-def _is_out_by_us(state: InstanceState) -> bool:
-    return state.ejection is not None and state.ejection.enforced and not state.ejection.returning

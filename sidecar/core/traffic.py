@@ -26,9 +26,10 @@ BESIDE = 3.0
 """An instance's share of bad requests must be so many times its peers' in the same moments."""
 SILENT_GAPS, SILENT_S = 5.0, 0.05
 """Nothing for so many usual gaps, and so long, while its peers are asked: silence is a question."""
-LISTEN_S = 1.0
 CONTRADICTING = 5
 """So many good answers to real requests, after the probe began to fail, and hardly a bad one, contradict it."""
+LISTEN_S = 1.0
+"""So long, at most, enough of them, or the balancer's own counts, are waited for."""
 
 
 # ---- from samples to a fact ----
@@ -82,14 +83,13 @@ def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: T
     news = False
     for row in rows:
         state = service.instances.get(row.instance)
-        if state is None or _is_out(state):
+        if state is None or state.is_out_by_us:
             continue  # what is under way when we take it out, we may have cut off ourselves
         conduct = state.conduct
         before = is_accused(conduct)
         slow = _slow_among(conduct, row, pool)
         requests = row.good + row.bad
-        conduct.is_forgeable = fact.forgeable
-        conduct.take(row.seconds, requests, slow, row.bad, fact.at)
+        conduct.take(row.seconds, requests, slow, row.bad, fact.at, forgeable=fact.forgeable)
         if conduct.usual is not None and row.good:
             conduct.slow.take(slow, row.good, service.usual_slow, SLOW, fact.at)
         conduct.bad.take(row.bad, requests, service.usual_bad, BAD, fact.at)
@@ -100,10 +100,6 @@ def _served(world: Known, service: ServiceState, rows: Sequence[Served], fact: T
     if news:
         service.alert = True
     return news
-
-
-def _is_out(state: InstanceState) -> bool:
-    return state.ejection is not None and state.ejection.enforced and not state.ejection.returning
 
 
 class _Pool:
@@ -155,9 +151,7 @@ def _ask_the_silent(world: Known, service: ServiceState, at: float) -> None:
         conduct.is_silent = True
         if state.ejection is None and state.operator is Operator.READY and at - conduct.newest_at < FRESH_S:
             for name in state.targets:
-                if (target := world.targets.get(name)) is not None:
-                    target.nudged, target.scheduled = True, None
-                    world.unasked[name] = None
+                world.nudge(name)
 
 
 def counted(world: Known, balancer: BalancerState, refs: Iterable[Ref], earlier: Mapping[Ref, Seen], at: float) -> None:
@@ -230,7 +224,7 @@ def against(world: Known, service: ServiceState, state: InstanceState, charge: C
     if measure is SLOW and drifts and median(drifts) > SHIFTED:
         why = f"its peers take {exp(median(drifts)):.1f} times as long as is usual for them: the whole pool is slow"
         return [Hold(HoldName.POOL_SHIFT, why, state.instance)]
-    if conduct.is_forgeable and not _agrees(world, state, charge):
+    if conduct.may_be_forged(doubt.since) and not _agrees(world, state, charge):
         why = "the log came over UDP, which anybody on the network may write to; neither its probe nor the balancer's counters agree yet"
         return [Hold(HoldName.UNCONFIRMED, why, state.instance)]
     return []
@@ -257,7 +251,19 @@ def contradicts(conduct: Conduct, check: Streak, now: float) -> str:
     good = requests - bad
     if good < CONTRADICTING and now - since > min(LISTEN_S, 2.0 * CONTRADICTING * conduct.gap_s):
         return ""
+    if wants_counts(conduct, check) and now - since > LISTEN_S:
+        return ""
     return f"{good} of {requests} real requests were answered well while the probe failed: the probe or what it asks is to blame"
+
+
+def wants_counts(conduct: Conduct, check: Streak) -> bool:
+    """What speaks for it came over a feed that others can write to, and the balancer's own counts do not say so yet."""
+    since = check.first_bad_at + SILENT_S
+    if not conduct.may_be_forged(since):
+        return False
+    counts = [count for count in conduct.counts if count.at >= since][1:]  # the first began before
+    requests, failed = sum(count.requests for count in counts), sum(count.failed for count in counts)
+    return requests - failed < CONTRADICTING or failed > 0.1 * requests
 
 
 def _agrees(world: Known, state: InstanceState, charge: Charge) -> bool:
@@ -267,7 +273,7 @@ def _agrees(world: Known, state: InstanceState, charge: Charge) -> bool:
         target = world.targets.get(name)
         if target is None or target.newest_ended < since:
             continue
-        if target.newest is Result.FAIL or (charge.rule == "slow" and _is_slow(target)):
+        if target.bad_run >= 2 or (charge.rule == "slow" and _is_slow(target)):
             return True
     counts = [count for count in state.conduct.counts if count.at >= since]
     if charge.rule == "traffic_errors":
@@ -300,4 +306,4 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-__all__ = ["accusation", "against", "contradicts", "counted", "is_accused", "still_slow", "taken", "tally", "was_good"]
+__all__ = ["accusation", "against", "contradicts", "counted", "is_accused", "still_slow", "taken", "tally", "wants_counts", "was_good"]

@@ -56,7 +56,8 @@ class World(Known):
                 target = self.targets.get(fact.outcome.target)
                 return self.probed(target, fact.outcome) if target is not None else ()
             case Nudged():
-                return self._nudged(fact)
+                self.nudge(fact.target)
+                return ()
             case Traffic():
                 return traffic.taken(self, fact)
             case Pictured():
@@ -174,14 +175,6 @@ class World(Known):
         if outcome.result is _OK:
             return service.held_last.get(HoldName.NO_WITNESS) == service.decided_at
         return target.bad_run == 2  # what `decide` takes for a witness lost
-
-    def _nudged(self, fact: Nudged) -> tuple[str, ...]:
-        target = self.targets.get(fact.target)
-        if target is None:
-            return ()
-        target.nudged, target.scheduled = True, None
-        self.unasked[fact.target] = None
-        return ()
 
     def _configured(self, fact: Configured) -> tuple[str, ...]:
         self.policy = fact.policy

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sidecar.core.model import Event, Evidence, Hold
 
@@ -179,6 +179,16 @@ class Subscription:
         return True
 
 
+class Which(TypedDict, total=False):
+    """Which decisions are asked for. `instance`: address:port; `since` inclusive, `until` exclusive; `by`: the whole, or its kind."""
+
+    service: str | None
+    instance: str | None
+    since: datetime | None
+    until: datetime | None
+    by: str | None
+
+
 class Decisions:
     """The decision log of one running sidecar. `directory` None = memory only. Nothing here raises for the disk's sake.
 
@@ -228,54 +238,31 @@ class Decisions:
                     self.problem = "the disk does not keep up: decisions are kept in memory only; look at the state folder's disk"
                     break
 
-    def query(
-        self,
-        *,
-        service: str | None = None,
-        instance: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        by: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page:
-        """What matches of the newest `keep`, newest first. `instance`: address:port. `by`: the whole, or its kind as `rule` or `operator`.
-
-        `since` is inclusive, `until` exclusive. ValueError for a cursor that is none of ours.
-        """
+    def query(self, *, limit: int = 100, cursor: str | None = None, **which: Unpack[Which]) -> Page:
+        """What matches of the newest `keep`, newest first. ValueError for a cursor that is none of ours."""
         below = _cursor(cursor)
         limit = min(max(limit, 1), MAX_LIMIT)
         with self._guard:
             kept = list(self._kept)
         found: list[Record] = []
         for record in reversed(kept):
-            if record.id >= below or not _matches(record, service, instance, since, until, by):
+            if record.id >= below or not _matches(record, **which):
                 continue
             if len(found) == limit:
                 return Page(found, str(found[-1].id))
             found.append(record)
         return Page(found)
 
-    def recall(
-        self,
-        *,
-        service: str | None = None,
-        instance: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        by: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page:
+    def recall(self, *, limit: int = 100, cursor: str | None = None, **which: Unpack[Which]) -> Page:
         """The same of those that are on disk alone, older than all in memory. Reads the whole log: not for the loop."""
         with self._guard:
             oldest = self._kept[0].id if self._kept and len(self._kept) == self._kept.maxlen else 0
-        if self._segments is None or not oldest or (since is not None and since >= self._kept[0].when):
+        if self._segments is None or not oldest or ((since := which.get("since")) is not None and since >= self._kept[0].when):
             return Page()
         below, limit = min(_cursor(cursor), oldest), min(max(limit, 1), MAX_LIMIT)
         found: deque[Record] = deque(maxlen=limit + 1)
         try:
-            found.extend(r for r in read(self._segments.directory) if r.id < below and _matches(r, service, instance, since, until, by))
+            found.extend(r for r in read(self._segments.directory) if r.id < below and _matches(r, **which))
         except OSError:
             return Page()
         newest = list(reversed(found))
@@ -473,7 +460,12 @@ def _held(hold: Hold) -> RecordedHold:
 
 
 def _matches(
-    record: Record, service: str | None, instance: str | None, since: datetime | None, until: datetime | None, by: str | None
+    record: Record,
+    service: str | None = None,
+    instance: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    by: str | None = None,
 ) -> bool:
     return (
         (service is None or record.service == service)

@@ -175,6 +175,8 @@ class Lab:
     def _carry_out(self, decision: Decision) -> None:
         if decision.intents:
             self._at(self.now + 0.001, lambda: self._write_down(decision.intents))
+        if decision.looks:
+            self._at(self.now + self.apply_takes, self._look)
         for changes in (decision.changes or {}).values():
             self._at(self.now + self.apply_takes, lambda c=changes: self._apply(c))
 

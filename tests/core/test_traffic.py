@@ -8,10 +8,10 @@ import pytest
 
 from lbplugins.values import Address, Ref, TrafficSample
 from sidecar.core import traffic
-from sidecar.core.model import HoldName, Instance, Judgement, Result, Strength
+from sidecar.core.model import HoldName, Instance, Judgement, Reason, Result, Strength
 from sidecar.core.policy import ProbePlan
 from tests.core.crowd import Crowd, Service, failing, lognormal, pausing, times
-from tests.core.lab import Lab, good, hangs, policy, status_500
+from tests.core.lab import Lab, good, hangs, policy, refused, status_500
 
 WARM = 12.0
 ONSET = 5.0
@@ -195,6 +195,52 @@ def test_what_the_balancer_counts_itself_confirms_such_a_feed(sick: Service) -> 
     lab.run(4.0)
 
     assert lab.out() == [4]
+
+
+def lie_about(lab: Lab, i: int, status: int, seconds: float, span: float, *, each: int = 5) -> None:
+    """Somebody sends lines about one instance over UDP, while whatever else is heard comes as it did."""
+    sample = TrafficSample(Ref("shop", f"s{i}"), status, seconds, forgeable=True)
+    for _ in range(round(span / 0.02)):
+        lab.run(0.02)
+        lab.feed(traffic.tally("other", lab.now, [(Instance("shop", Address(f"10.0.0.{i}", 80)), sample)] * each))
+
+
+def test_forged_lines_are_not_believed_for_honest_ones_that_come_between() -> None:
+    lab, _ = busy(rate=100.0)
+
+    lie_about(lab, 4, 500, 0.01, 4.0)
+
+    assert lab.journal == [] and HoldName.UNCONFIRMED.value in lab.holds()
+
+
+def test_one_lost_probe_confirms_no_forged_lines() -> None:
+    lab, _ = busy(rate=100.0)
+    calls = iter(range(10_000))
+    lab.answer(4, lambda now, timeout: (Result.FAIL, Reason.TIMEOUT, timeout) if next(calls) % 4 == 0 else (Result.OK, None, 0.0005))
+
+    lie_about(lab, 4, 500, 0.01, 4.0)
+
+    assert lab.journal == []
+
+
+def test_forged_good_answers_keep_nobody_in_that_is_dead() -> None:
+    lab, crowd = busy()
+    crowd.conduct[4] = lambda now, dice: (1000.0, 200)
+    lab.answer(4, refused())
+    lab.nudge(4)
+
+    lie_about(lab, 4, 200, 0.01, 1.5)
+
+    assert lab.out() == [4]
+
+
+def test_what_the_balancer_counts_itself_contradicts_a_failing_probe_over_udp_too() -> None:
+    lab, _ = busy(forgeable=True)
+    lab.answer(4, status_500())
+
+    lab.run(5.0)
+
+    assert lab.journal == [] and HoldName.CONTRADICTION.value in lab.holds()
 
 
 def test_one_late_probe_confirms_nothing() -> None:
