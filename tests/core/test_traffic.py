@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import log
 
 import pytest
 
 from lbplugins.values import Address, Ref, TrafficSample
 from sidecar.core import traffic
+from sidecar.core.conduct import BAD, SLOW, TRIAL_REQUESTS, Conduct, Doubt, Row, begin_anew
 from sidecar.core.model import HoldName, Instance, Judgement, Reason, Result, Strength
 from sidecar.core.policy import ProbePlan
 from tests.core.crowd import Crowd, Service, failing, lognormal, pausing, times
@@ -88,6 +90,25 @@ def test_half_of_the_pool_slow_is_something_they_share() -> None:
 
     assert lab.journal == []
     assert HoldName.POOL_SHIFT.value in lab.holds()
+
+
+def test_three_of_eight_are_more_than_soft_evidence_may_take_so_it_is_something_they_share() -> None:
+    lab, crowd = busy()
+    for i in (1, 2, 3):
+        crowd.conduct[i] = times(5.0, crowd.usual)
+
+    lab.run(10.0)
+
+    assert lab.journal == [] and HoldName.POOL_SHIFT.value in lab.holds()
+
+
+def test_a_few_milliseconds_are_no_slowness_however_many_times_as_long() -> None:
+    lab, crowd = busy(usual=lognormal(0.0005))
+    crowd.conduct[4] = times(5.0, crowd.usual)
+
+    lab.run(5.0)
+
+    assert lab.journal == []
 
 
 def test_slower_hardware_and_slow_from_birth_are_usual() -> None:
@@ -225,6 +246,7 @@ def test_one_lost_probe_confirms_no_forged_lines() -> None:
 
 def test_forged_good_answers_keep_nobody_in_that_is_dead() -> None:
     lab, crowd = busy()
+    lab.run(0.5)  # the next picture still counts what it answered while it lived
     crowd.conduct[4] = lambda now, dice: (1000.0, 200)
     lab.answer(4, refused())
     lab.nudge(4)
@@ -278,6 +300,18 @@ def test_a_probe_that_fails_while_real_requests_go_well_is_contradicted() -> Non
 
     assert lab.journal == []
     assert HoldName.CONTRADICTION.value in lab.holds()
+
+
+def test_it_is_contradicted_only_as_long_as_real_requests_go_well() -> None:
+    lab, crowd = busy()
+    lab.answer(4, status_500())
+    lab.run(1.0)
+    assert lab.journal == []
+
+    crowd.conduct[4] = lambda now, dice: (1000.0, 200)
+    lab.run(1.0)
+
+    assert lab.out() == [4]
 
 
 def test_one_that_hangs_is_not_excused_by_what_it_answered_before() -> None:
@@ -340,3 +374,80 @@ def test_what_our_own_ejection_cuts_off_is_not_held_against_it() -> None:
     lab.answer(4, good())
     lab.run(5.0)
     assert lab.out() == [] and len(lab.told("ejected")) == 1
+
+
+def test_lines_about_one_that_is_out_count_for_nothing() -> None:
+    lab, crowd = busy()
+    crowd.conduct[4] = lambda now, dice: (1000.0, 200)
+    lab.answer(4, hangs())
+    lab.run(1.0)
+    assert lab.out() == [4]
+
+    lie_about(lab, 4, 502, 0.01, 1.0)
+
+    assert lab.instance(4).conduct.bad.level == 0.0 and lab.world.services["shop"].usual_bad == 0.0
+
+
+# ---- who is to blame, by the numbers ----
+
+
+def against(lab: Lab, rule: str) -> list[HoldName]:
+    """What speaks for instance 1, whose evidence by this rule is complete, 10 hits of its last 20 requests."""
+    state, service = lab.instance(1), lab.world.services["shop"]
+    doubt, measure = (state.conduct.slow, SLOW) if rule == "slow" else (state.conduct.bad, BAD)
+    doubt.level, doubt.since, doubt.hits, doubt.requests = measure.enough, lab.now - 1.0, 10, 20
+    charge = traffic.accusation(state)
+    assert charge is not None and charge.rule == rule
+    return [hold.name for hold in traffic.against(lab.world, service, state, charge, 2)]
+
+
+@pytest.mark.parametrize(("bad", "held"), [(0, []), (5, [HoldName.POOL_SHIFT])])
+def test_it_must_do_much_worse_than_its_peers_in_the_same_moments(bad: int, held: list[HoldName]) -> None:
+    lab, _ = busy()
+    for i in range(2, 9):
+        lab.instance(i).conduct.rows = [Row(lab.now - 0.5, 20, 0, bad)]
+
+    assert against(lab, "traffic_errors") == held
+
+
+@pytest.mark.parametrize(("times_as_long", "held"), [(1.0, []), (3.0, [HoldName.POOL_SHIFT])])
+def test_where_all_take_longer_than_is_usual_nobody_is_slow(times_as_long: float, held: list[HoldName]) -> None:
+    lab, _ = busy()
+    for i in range(2, 9):
+        lab.instance(i).conduct.drift = log(times_as_long)
+
+    assert against(lab, "slow") == held
+
+
+def test_what_ends_at_one_moment_is_one_piece_of_evidence() -> None:
+    burst, spread = Doubt(), Doubt()
+    for k in range(20):
+        burst.take(1, 1, 0.0, SLOW, 10.0 + 0.0005 * k)
+        spread.take(1, 1, 0.0, SLOW, 10.0 + 0.03 * k)
+
+    assert burst.level < SLOW.enough / 3 and spread.level >= SLOW.enough
+
+
+def test_half_of_the_evidence_is_enough_on_trial_and_all_of_it_afterwards() -> None:
+    conduct = Conduct()
+    begin_anew(conduct, on_trial=True)
+    assert conduct.enough(BAD) == BAD.enough / 2
+
+    conduct.take((0.01,), TRIAL_REQUESTS, 0, 0, 5.0)
+    assert conduct.enough(BAD) == BAD.enough
+
+    begin_anew(conduct, on_trial=False)
+    assert conduct.enough(BAD) == BAD.enough
+
+
+def test_a_sick_hour_does_not_become_usual() -> None:
+    conduct = Conduct()
+    for k in range(200):
+        conduct.take((0.01,), 1, 0, 0, 0.1 * k)
+    assert conduct.usual == pytest.approx(log(0.01))
+
+    conduct.slow.level = SLOW.enough
+    for k in range(3600):
+        conduct.take((0.2,), 1, 1, 0, 20.0 + k)
+
+    assert conduct.usual == pytest.approx(log(0.01))

@@ -163,16 +163,22 @@ def test_a_living_sidecar_whose_lease_could_not_be_renewed_keeps_what_it_has_out
         assert not [e for e in sidecar.events("operator") if "hands off" in e["sentence"]]
 
 
+def succeeded(box: Lab) -> tuple[Daemon, Daemon]:
+    """One that died with an instance out, and another that writes in its place."""
+    first = with_one_out(box)
+    second = box.sidecar(name="second")
+    second.start()
+    second.wait_healthy(box.ports[1:])
+    until(lambda: _stands_by(second), "it knows that it is the second")
+    first.end(signal.SIGKILL)
+    until(lambda: not _stands_by(second), "it has taken over")
+    return first, second
+
+
 def test_what_a_dead_sidecar_has_out_is_given_back_though_another_has_taken_over_which_then_judges_for_itself() -> None:
     with lab("haproxy-2.8-none") as box:
-        first = with_one_out(box)
-        second = box.sidecar(name="second")
-        second.start()
-        second.wait_healthy(box.ports[1:])
-        until(lambda: _stands_by(second), "it knows that it is the second")
-        first.end(signal.SIGKILL)
+        first, second = succeeded(box)
         expire(first)
-        until(lambda: not _stands_by(second), "it has taken over")
 
         code, said = command("release", "--expired", str(first.config))
 
@@ -185,13 +191,7 @@ def test_what_a_dead_sidecar_has_out_is_given_back_though_another_has_taken_over
 
 def test_what_one_that_stands_by_has_out_is_given_back_once_it_answers_no_more_and_is_no_word_of_an_operator() -> None:
     with lab("haproxy-2.8-none") as box:
-        first = with_one_out(box)
-        second = box.sidecar(name="second")
-        second.start()
-        second.wait_healthy(box.ports[1:])
-        until(lambda: _stands_by(second), "it knows that it is the second")
-        first.end(signal.SIGKILL)
-        until(lambda: not _stands_by(second), "it has taken over")
+        first, _ = succeeded(box)
         path = first.state / "lease"
         first.start()
         until(lambda: json.loads(path.read_text())["standing_by"], "it stands by, and says so")
