@@ -273,7 +273,7 @@ MUTANTS: dict[str, Killing] = {
         12,
         ("hand_ours", "sick"),
     ),
-    "made_ready_by_hand_and_taken_out_again": Killing(swapped(pictures, "_undone", "_is_out_by_us(state)", "False"), 78),
+    "made_ready_by_hand_and_taken_out_again": Killing(swapped(pictures, "_undone", "state.is_out_by_us", "False"), 78),
     "a_word_outlasts_the_process_that_had_it": Killing(
         swapped(
             pictures,
